@@ -1,0 +1,477 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] id="intro"
+# # 02. DenseNet121, 그리고 ResNet50과의 비교
+#
+# 01번 노트북과 같은 문제(만화 얼굴 455장, 표정 7가지)를 **DenseNet121**로 풉니다. 데이터, 나눔, 증강, 헤드, 학습 규칙을 모두 같게 두고 백본만 바꿉니다.
+# 그래야 결과가 달라졌을 때 그 까닭을 백본에서 찾을 수 있습니다.
+#
+# DenseNet은 각 층이 앞선 모든 층의 출력을 이어 받습니다. 덕분에 파라미터가 ResNet50의 3분의 1이 채 안 되지만, 이어 붙이느라 오가는 메모리가 많아서
+# 계산 시간까지 3분의 1이 되지는 않습니다. 이 노트북이 답하려는 질문은 다음 네 가지입니다.
+#
+# 1. 어느 쪽이 더 정확한가, 그리고 그 차이는 **우연보다 큰가**
+# 2. 어느 쪽이 더 빠른가
+# 3. 파라미터는 얼마나 차이 나는가
+# 4. 과적합(깨끗한 학습 정확도와 검증 정확도의 틈)은 어느 쪽이 심한가
+#
+# 01번을 실행한 결과가 같은 폴더에 있으면 그것과 비교하고, 없으면 이 노트북이 ResNet50도 직접 학습합니다. 그래서 이 파일 하나만 열어도 됩니다.
+# Colab에서는 *런타임 → 런타임 유형 변경*에서 GPU를 고르면 더 빠릅니다. 빠진 패키지가 있다고 나오면 `%pip install timm kagglehub` 를 먼저 실행하세요.
+
+# %% id="imports"
+import copy
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+# %% [markdown] id="parameters-text"
+# ## 설정
+#
+# 바꿔 볼 값은 모두 이 칸에 있습니다. 자기 이미지로 해 보려면 `data_dir` 하나만 바꾸세요. `폴더/클래스이름/*` 꼴이거나
+# `폴더/train/클래스이름/*`, `폴더/val/클래스이름/*` 꼴이면 됩니다. 비워 두면 `data/` 폴더에서 찾고, 없으면 Kaggle에서 내려받습니다.
+
+# %% tags=["parameters"] id="parameters"
+data_dir = ""  # folder of images; empty: data/, downloaded when missing
+weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
+epochs = 30  # at most; early stopping usually ends sooner
+views = 4  # augmented views drawn of every training image
+seed = 42
+out_dir = "."  # model/, result/ and img/ go here
+cache_dir = ""  # folder that keeps features between runs; empty: off
+mount_drive = False  # Colab only: mount Google Drive and write there
+
+# %% [markdown] id="setup"
+# ## 준비
+#
+# 내려받기, 이미지 해독, 가중치 읽기, 파일 쓰기, 그림 그리기처럼 배관에 해당하는 코드입니다. 처음 읽을 때는 접어 둔 채 실행만 하고 넘어가도 됩니다.
+
+# %% id="setup-errors"
+# @inline transferlab.errors: UserError
+
+# %% id="setup-download"
+# @inline transferlab.download: DownloadError, MANGA_FACE_HANDLE, MANGA_FACE_URL, MANGA_FACE_COUNTS, KAGGLE_ADDRESS
+# @inline transferlab.download: COUNTED_SUFFIXES, CONNECT_SECONDS, by_hand
+
+# %% id="setup-download-folder"
+# @inline transferlab.download: check_counts, folder_to_become
+
+# %% id="setup-download-manga"
+# @inline transferlab.download: fetch_from_kaggle, download_manga_faces
+
+# %% id="setup-find"
+# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, ImageSet, sub_folders, folder_layout
+
+# %% id="setup-find-folder"
+# @inline transferlab.data: find_image_folder, class_folders
+
+# %% id="setup-decode"
+# @inline transferlab.data: to_rgb, decode_image, read_image
+
+# %% id="setup-load"
+# @inline transferlab.data: load_images
+
+# %% id="setup-split"
+# @inline transferlab.data: split_indices, split_images
+
+# %% id="setup-weights-find"
+# @inline transferlab.backbones: WeightsInfo, tensor_hash, state_hash, download_weights, describe_weights
+
+# %% id="setup-weights-read"
+# @inline transferlab.backbones: read_weights, lost_tensors
+
+# %% id="setup-weights-load"
+# @inline transferlab.backbones: build_model, classifier_name, load_backbone_weights, load_all
+
+# %% id="setup-weights-resolve"
+# @inline transferlab.backbones: find_weights, hub_repository, find_pretrained
+
+# %% id="setup-random"
+# @inline transferlab.backbones: revive_residual_branches, normalize, estimate_batchnorm
+
+# %% id="setup-device"
+# @inline transferlab.backbones: choose_device, choose_precision
+
+# %% id="setup-render"
+# @inline transferlab.views: Views, view_seed
+# @inline transferlab.features: view_blocks, one_ahead, timed
+
+# %% id="setup-cache"
+# @inline transferlab.cache: load_or_extract
+
+# %% id="setup-metrics"
+# @inline transferlab.metrics: accuracy_interval
+# @inline transferlab.study: transform_text, describe_study
+
+# %% id="setup-write"
+# @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
+
+# %% id="setup-save"
+# @inline transferlab.artifacts: best_rows, save_run, save_figure
+
+# %% id="setup-reload"
+# @inline transferlab.artifacts: load_model, predict_image
+
+# %% id="setup-plots"
+# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_run, plot_class_counts, plot_images
+
+# %% id="setup-plots-curves"
+# @inline transferlab.plots: plot_history
+
+# %% id="setup-plots-results"
+# @inline transferlab.plots: plot_confusion, plot_timings
+
+# %% id="setup-end"
+try:
+    from google.colab import drive  # only there in Colab
+except ImportError:
+    drive = None
+if drive and mount_drive:
+    drive.mount("/content/drive")
+    out_dir = "/content/drive/MyDrive/transferlab"
+out_dir = prepare_out_dir(out_dir)
+device = choose_device()
+print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
+
+# %% [markdown] id="data-text"
+# ## 1. 데이터
+#
+# 이미지를 한 번씩만 해독해서 메모리에 둡니다. 열리지 않는 파일은 검은 그림으로 바꿔치지 않고, 빼놓은 다음 이유와 함께 보여 줍니다.
+#
+# 455장 가운데 `int(0.35 × 455) = 159`장을 검증(validation)에, 나머지 296장을 학습에 씁니다. 클래스 비율이 두 쪽에서 같도록
+# **층화(stratified)** 해서 나누고, `seed`를 고정했으므로 언제 실행해도 같은 이미지가 같은 쪽에 들어갑니다. 이미
+# `train`·`val`로 나뉜 폴더라면 그 나눔을 그대로 씁니다.
+#
+# 그림에서는 **막대의 높이가 얼마나 고르지 않은지** 보세요. 가장 많은 클래스만 찍어도 맞힐 수 있는 비율이 바로 모든 모델이 넘어야 할 바닥입니다.
+
+# %% id="data"
+image_folder = Path(data_dir) if data_dir else download_manga_faces(Path("data"))
+image_set = load_images(image_folder, prefer="manga_facial_expressions")
+train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
+for path, reason in image_set.rejected:
+    print(f"left out: {path} ({reason})")
+majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
+print(f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation")
+print(f"always guessing the most frequent class: {majority:.1%}")
+plot_class_counts(image_set, {"train": train_index, "val": val_index})
+plt.show()
+
+# %% [markdown] id="samples-text"
+# 클래스마다 두 장씩 봅니다. 사람이 보아도 헷갈리는 짝이 있는지(이를테면 pleased와 happy), 그림체와 잘린 범위가 얼마나 제각각인지 살펴보세요.
+# 저장소에 올라온 노트북에는 저작권이 있는 만화 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
+
+# %% tags=["shows-images"] id="samples"
+chosen = [int(i) for label in range(len(image_set.classes)) for i in torch.where(image_set.labels == label)[0][:2]]
+names = [image_set.classes[image_set.labels[i]] for i in chosen]
+heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
+plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
+plt.show()
+
+# %% [markdown] id="views-text"
+# ## 2. 뷰: 한 장을 여러 장처럼 쓰기
+#
+# **증강(augmentation)** 은 학습 이미지를 조금씩 뒤집고, 돌리고, 밝기를 바꿔서 모델이 같은 사진만 외우지 못하게 하는 방법입니다.
+# 이렇게 무작위로 변형한 한 벌을 이 노트북에서는 **뷰(view)** 라고 부릅니다. 변형하지 않은 깨끗한 뷰가 0번입니다.
+#
+# 뷰 하나하나는 (seed, 뷰 번호, 파일 이름)에서 계산한 난수로 그리므로, 이미지의 순서나 개수가 달라져도 같은 이미지의 같은 뷰는 항상 같습니다.
+# 평균과 표준편차로 나누는 정규화는 백본마다 다르므로 뷰에 넣지 않고 모델 쪽에서 합니다.
+
+# %% id="views"
+# @inline transferlab.views: anime_views, render_view
+
+# %% [markdown] id="views-figure-text"
+# 아래는 한 장에서 나온 깨끗한 뷰와 증강한 뷰 여섯 장입니다. **변형한 뒤에도 사람이 같은 표정으로 읽을 수 있는지** 확인하세요.
+# 표정이 달라 보일 만큼 변형이 세면 증강은 도움이 아니라 잡음이 됩니다.
+
+# %% tags=["shows-images"] id="views-figure"
+transforms = anime_views()
+example = train_index[:1]
+pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
+pictures += [render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0] for v in range(1, 7)]
+label = image_set.classes[image_set.labels[example]]
+plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views")
+plt.show()
+
+# %% [markdown] id="model-text"
+# ## 3. 모델: 얼린 DenseNet121과 새 헤드
+#
+# DenseNet121이 내는 특징은 1,024개로 ResNet50의 절반입니다. 여기에 연구와 같은 헤드 `Linear(1024, 512) → ReLU → Dropout(0.5) → Linear(512, 7)`을 붙이고,
+# 모델을 얼린 부분(`lower`)과 학습할 부분(`upper`)으로 자릅니다.
+#
+# DenseNet121에는 BatchNorm이 121개나 있습니다. 학습 모드로 두면 `requires_grad=False`여도 이동 평균이 배치마다 바뀌므로, 얼린 부분은 **항상 eval 모드**로 둡니다.
+# 정말 얼었는지는 파라미터와 버퍼 전체의 해시를 학습 전후에 비교해서 확인합니다.
+
+# %% id="model"
+# @inline transferlab.backbones: BACKBONES, create_backbone
+
+# %% id="model-head"
+# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_at
+
+# %% id="features"
+# @inline transferlab.features: extract, feature_drawer
+
+# %% id="study"
+# @inline transferlab.study: Study, Frozen, freeze_backbone
+
+# %% [markdown] id="freeze-text"
+# 실제로 만들어 봅니다. 어떤 가중치를 읽었는지 꼭 확인하세요. `random`이라고 나오면 전이 학습을 재는 것이 아닙니다.
+
+# %% id="freeze"
+settings = {
+    "epochs": epochs, "patience": 5, "batch_size": 32, "lr": 1e-3, "views": views, "hidden": 512, "dropout": 0.5,
+}
+indices = {"train": train_index, "val": val_index}
+blocks = view_blocks(image_set, transforms, seed=seed)
+study = Study(image_set, transforms, indices, blocks, settings, seed)
+frozen = freeze_backbone("densenet121", study, weights=weights, cache_dir=cache_dir)
+print(f"weights: {frozen.info.kind}: {frozen.info.source}")
+total, trainable = (sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper))
+print(f"parameters: {total:,}, of which {trainable:,} are trained")
+print(frozen.upper)
+
+# %% [markdown] id="ordinary-text"
+# ## 4. 흔한 반복문과 특징 보관
+#
+# 배치마다 이미지를 새로 증강해서 얼린 백본에 통과시키고 헤드만 갱신하는, 누구나 쓰는 반복문으로 한 에포크를 돌립니다. 걸린 시간을 기억해 두세요.
+
+# %% id="ordinary"
+def ordinary_epoch(lower, head, order):
+    """The loop that everybody writes: fresh views through the frozen backbone, batch by batch -> mean loss."""
+    for parameter in lower.parameters():
+        parameter.requires_grad = False
+    lower.eval()
+    head.train()
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
+    total_loss = 0.0
+    for batch in order.split(settings["batch_size"]):
+        images = render_view(image_set, transforms.train, view=1, seed=seed, indices=train_index[batch])
+        labels = image_set.labels[train_index[batch]].to(device)
+        with torch.no_grad():
+            features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(head(features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total_loss += loss.item() * len(batch)
+    return total_loss / len(order)
+
+
+order = torch.randperm(len(train_index), generator=torch.Generator().manual_seed(seed))
+ordinary_head = copy.deepcopy(frozen.upper)
+torch.manual_seed(seed)
+started = time.perf_counter()
+ordinary_loss = ordinary_epoch(frozen.lower, ordinary_head, order)
+ordinary_seconds = time.perf_counter() - started
+print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_loss:.4f}")
+
+# %% [markdown] id="kept-text"
+# 얼린 백본의 출력은 이미지와 뷰가 정해지면 상수입니다. 그러니 뷰마다 한 번만 계산해서 보관합니다. 뷰를 여러 벌 두면 증강도 그대로 쓸 수 있습니다.
+#
+# 같은 뷰, 같은 순서, 같은 드롭아웃으로 한 에포크를 다시 돌려 손실이 같은지 `assert`로 확인합니다. fp32에서는 반올림만큼, bf16·fp16으로
+# 뷰를 계산하는 기계에서는 그 정밀도만큼 다를 수 있습니다.
+
+# %% id="train-epoch"
+# @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
+
+# %% id="kept"
+kept_x = frozen.draw("train", 1)  # the frozen part runs here, once
+kept_head = copy.deepcopy(frozen.upper)
+optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
+labels = image_set.labels[train_index].to(device)
+torch.manual_seed(seed)
+started = time.perf_counter()
+kept_loss, _ = train_one_epoch(
+    kept_head, optimizer, kept_x, labels, order.to(device), batch_size=settings["batch_size"]
+)
+kept_seconds = time.perf_counter() - started
+print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
+tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
+assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
+print(f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster")
+
+# %% [markdown] id="train-text"
+# ## 5. 학습
+#
+# 규칙은 01번과 같습니다. Adam(학습률 0.001), 배치 32, 최대 30에포크, 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈추고 가장 낮았던 에포크로 되돌립니다.
+# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다.
+
+# %% id="train"
+# @inline transferlab.train: train
+
+# %% id="train-study"
+# @inline transferlab.study: train_study
+
+# %% id="train-run"
+result, provenance = train_study(frozen, study)
+best = best_rows(result)["best"]
+assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], "the frozen backbone has changed"
+print(f"frozen part unchanged: {provenance['frozen_hash_after'][:16]}...")
+print(f"best epoch {result.best_epoch} of {len(result.history)}: validation accuracy {best['val_acc']:.1%}")
+
+# %% [markdown] id="curves-text"
+# ## 6. 학습 곡선
+#
+# 주황색이 검증, 파란 점선이 학습(증강한 뷰, 드롭아웃 켬), 파란 실선이 학습(깨끗한 뷰, 드롭아웃 끔)입니다. **파란 실선과 주황 선의 틈**이 과적합이고,
+# 세로 점선이 검증 손실로 고른 에포크입니다. 01번을 해 봤다면 곡선이 내려가는 속도와 틈이 벌어지는 시점을 견주어 보세요.
+
+# %% id="curves"
+stamp = new_stamp(out_dir)
+for kind in ("loss", "accuracy", "combined"):
+    figure = plot_history(result, provenance, kind)
+    save_figure(figure, out_dir, f"densenet121_{kind}", stamp=stamp)
+    if kind != "combined":
+        plt.close(figure)
+plt.show()
+
+# %% [markdown] id="confusion-text"
+# ## 7. 무엇을 무엇으로 착각하는가
+#
+# 가로줄이 실제 클래스, 세로줄이 모델의 답입니다. 대각선 밖의 짙은 칸을 찾아, 두 표정이 사람에게도 비슷한지 생각해 보세요.
+# 오른쪽의 클래스별 F1을 고르게 평균한 값이 macro-F1입니다.
+
+# %% id="confusion"
+val_labels = image_set.labels[val_index]
+predictions = torch.tensor(provenance["val_predictions"])
+save_figure(plot_confusion(val_labels, predictions, provenance), out_dir, "densenet121_confusion", stamp=stamp)
+plt.show()
+
+# %% [markdown] id="overfitting-text"
+# ## 8. 어느 숫자를 믿을 것인가
+#
+# 같은 학습에서 "정확도"라고 부를 만한 값이 여럿 나옵니다. 가장 높은 값을 골라 적고 싶어지지만, 그 값은 검증 이미지를 여러 번 들여다보고 고른 것이라 낙관적입니다.
+# 이 연구에서 보고하는 값은 **검증 손실이 가장 낮은 에포크의 정확도**입니다. 이 값 역시 같은 검증 이미지로 에포크를 골랐으니 조금은 낙관적입니다.
+#
+# 표의 세 줄은 각각 검증 손실이 가장 낮은 에포크(best), 마지막 에포크(last), 검증 정확도가 가장 높은 에포크(highest)입니다. 두 가지를 보세요. 깨끗한 학습 정확도와 검증 정확도의 차이(과적합), 그리고 95% 신뢰구간의 폭(검증 이미지의 수가 정하는, 우연만으로 흔들릴 수 있는 범위)입니다.
+
+# %% id="overfitting"
+rows = best_rows(result)
+columns = ["epoch", "train_acc", "train_acc_clean", "val_acc", "val_loss"]
+table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+table["gap (clean train - val)"] = table["train_acc_clean"] - table["val_acc"]
+low, high = provenance["accuracy_interval"]
+print(f"best epoch: {best['val_acc']:.1%}, 95 % interval {low:.1%} to {high:.1%} ({len(val_labels)} images)")
+print(table.round(3).to_string())
+
+# %% [markdown] id="time-text"
+# ## 9. 시간은 어디에 쓰였나
+#
+# training views와 validation images가 백본을 통과하는 시간, head가 헤드를 학습하는 시간입니다.
+
+# %% id="time"
+plot_timings([provenance])
+plt.show()
+without = ordinary_seconds * len(result.history)
+print(f"this run: {sum(provenance['timings'].values()):.0f} s; "
+      f"the ordinary loop would take about {without:.0f} s for the training images of {len(result.history)} epochs")
+
+# %% [markdown] id="compare-text"
+# ## 10. ResNet50과 비교
+#
+# 같은 폴더에서 ResNet50의 결과를 찾습니다. **데이터, 나눔, 설정, 가중치의 종류, 정밀도가 모두 같은 것만** 비교합니다. 하나라도 다르면 무엇 때문에 달라졌는지
+# 알 수 없기 때문입니다. 맞는 것이 없으면 여기서 ResNet50을 학습합니다.
+
+# %% id="compare-tools"
+# @inline transferlab.artifacts: find_matching_run
+# @inline transferlab.metrics: mcnemar_p
+
+# %% id="compare-find"
+densenet = provenance | best_rows(result) | {"epochs_run": len(result.history)}
+resnet = find_matching_run(out_dir, "resnet50", provenance)
+if resnet is None:
+    print("no matching run of resnet50: training it now")
+    other = freeze_backbone("resnet50", study, weights=weights, cache_dir=cache_dir)
+    other_result, other_provenance = train_study(other, study)
+    save_run(out_dir, other.model, other_result, other_provenance, stamp=stamp)
+    resnet = other_provenance | best_rows(other_result) | {"epochs_run": len(other_result.history)}
+else:
+    print(f"compared with the run of {resnet['stamp']}")
+
+# %% [markdown] id="compare-table-text"
+# 정확도 옆의 구간은 95% 신뢰구간입니다. 두 구간이 넓게 겹치면 조심해야 합니다. 더 나은 방법은 **같은 이미지**에서 둘의 답을 짝지어 보는 것입니다.
+# McNemar 검정은 한쪽만 맞힌 이미지들이 어느 한쪽으로 우연 이상으로 쏠렸는지를 봅니다. p가 0.05보다 크면 "이 검증 이미지로는 구별할 수 없다"가 정직한 결론입니다.
+
+# %% id="compare-table"
+table = pd.DataFrame(
+    {
+        run["model"]: {
+            "accuracy (best epoch)": f"{run['best']['val_acc']:.1%}",
+            "95 % interval": "{:.1%} to {:.1%}".format(*run["accuracy_interval"]),
+            "macro-F1": f"{run['macro_f1']:.3f}",
+            "gap (clean train - val)": f"{run['best']['train_acc_clean'] - run['best']['val_acc']:+.1%}",
+            "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
+            "seconds": f"{sum(run['timings'].values()):.0f}",
+            "parameters": f"{run['parameters']:,}",
+            "trained parameters": f"{run['trainable_parameters']:,}",
+            "weights": run["weights"]["source"],
+        }
+        for run in (resnet, densenet)
+    }
+)
+print(table.to_string())
+right = {run["model"]: torch.tensor(run["val_predictions"]) == val_labels for run in (resnet, densenet)}
+only_resnet = int((right["resnet50"] & ~right["densenet121"]).sum())
+only_densenet = int((right["densenet121"] & ~right["resnet50"]).sum())
+p = mcnemar_p(right["resnet50"], right["densenet121"])
+verdict = "indistinguishable on these images" if p >= 0.05 else "the difference is larger than chance"
+print(f"only resnet50 right: {only_resnet}, only densenet121 right: {only_densenet}; exact McNemar p = {p:.3f}: {verdict}")
+
+# %% id="compare-figure"
+figure, axes = plt.subplots(1, 3, figsize=(10, 2.6))
+names, colors = ["resnet50", "densenet121"], [BLUE, ORANGE]
+for axis, title, values in (
+    (axes[0], "accuracy (best epoch)", [resnet["best"]["val_acc"], densenet["best"]["val_acc"]]),
+    (axes[1], "seconds", [sum(resnet["timings"].values()), sum(densenet["timings"].values())]),
+    (axes[2], "parameters (million)", [resnet["parameters"] / 1e6, densenet["parameters"] / 1e6]),
+):
+    axis.bar_label(axis.bar(names, values, color=colors, width=0.6), fmt="%.3g")
+    axis.set(title=title, ylim=(0, 1.2 * max(values)))
+errors = [[run["best"]["val_acc"] - run["accuracy_interval"][0] for run in (resnet, densenet)],
+          [run["accuracy_interval"][1] - run["best"]["val_acc"] for run in (resnet, densenet)]]
+axes[0].errorbar(names, [run["best"]["val_acc"] for run in (resnet, densenet)], yerr=errors, fmt="none", color="black", capsize=4)
+figure.suptitle(f"{describe_run(provenance)}, {len(val_labels)} validation images", fontsize=8)
+figure.tight_layout()
+save_figure(figure, out_dir, "training_results", stamp=stamp)
+plt.show()
+
+# %% [markdown] id="save-text"
+# ## 11. 저장하고, 다시 읽고, 내 이미지로 예측하기
+#
+# 가장 좋은 에포크의 모델 전체를 `model/`에, 에포크별 기록과 요약을 `result/`에 저장합니다. 다시 읽은 모델이 검증 이미지마다 같은 답을 내는지 확인합니다.
+
+# %% id="save"
+files = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
+reloaded, described = load_model(files["model"])
+lower, upper = split_at(reloaded.to(device), "features")
+val_x = extract(lower, blocks(0, val_index), device=device, precision=torch.float32)
+check = evaluate(upper, val_x, val_labels)
+assert check["predictions"].tolist() == provenance["val_predictions"], "the saved model predicts something else"
+print(f"reloaded: accuracy {check['accuracy']:.4f}, written {best['val_acc']:.4f}")
+for kind, path in files.items():
+    print(f"{kind}: {path.parent.name}/{path.name}")
+
+# %% [markdown] id="predict-text"
+# `my_image`에 여러분의 이미지 경로를 넣으면 저장한 모델이 답합니다. 비워 두면 검증 이미지 한 장을 씁니다.
+
+# %% id="predict"
+my_image = ""  # for example "my_face.png"
+if my_image:
+    answer = predict_image(reloaded.cpu(), described["classes"], transforms.val, my_image)
+else:
+    probabilities = check["logits"][0].softmax(dim=0).tolist()
+    answer = sorted(zip(described["classes"], probabilities), key=lambda pair: -pair[1])
+    print(f"true class: {image_set.classes[val_labels[0]]}")
+for name, probability in answer:
+    print(f"{name:12s} {probability:6.1%}")

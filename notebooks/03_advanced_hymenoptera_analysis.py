@@ -1,0 +1,422 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] id="intro"
+# # 03. 개미와 벌: 백본 네 가지의 전이 학습
+#
+# 개미와 벌 사진 397장(학습 244장, 검증 153장)으로 둘을 가려내는 분류기를 만듭니다. PyTorch의 전이 학습 튜토리얼에 쓰여 널리 알려진 데이터입니다.
+# 백본 네 가지를 똑같은 방법으로 얼리고 똑같은 헤드를 붙여서, **어떤 사전 학습이 이 작은 문제에 잘 옮겨 오는지** 봅니다.
+#
+# | 백본 | 특징 수 | 한 줄 소개 |
+# |---|---|---|
+# | EfficientNet-Lite0 | 1,280 | 휴대 기기용으로 다듬은 작은 합성곱 신경망 |
+# | EfficientNet-B0 | 1,280 | 깊이, 너비, 해상도를 함께 키우는 EfficientNet의 출발점 |
+# | EfficientNet-B3 | 1,536 | B0을 키운 것. 원래 288~300픽셀용이지만 연구를 따라 224픽셀로 씁니다 |
+# | ViT-B/16 | 768 | 이미지를 16×16 조각으로 잘라 문장처럼 읽는 트랜스포머 |
+#
+# Lite0을 맨 앞에 둔 까닭이 있습니다. 이 백본의 ImageNet 가중치는 어디서나 구할 수 있어서, 적어도 한 줄은 언제나 진짜 전이를 잽니다.
+# 가중치를 구하지 못한 백본은 무작위로 초기화하고 결과에 그렇게 적습니다. 그런 줄은 전이를 **재지 않습니다**.
+#
+# 한 가지 알고 읽어야 할 점이 있습니다. 이 사진들은 ImageNet의 일부이므로, ImageNet으로 학습한 백본은 같은 사진을 이미 보았을 수 있습니다.
+# 여기서 나온 높은 정확도가 여러분의 사진에서도 나오리라는 보장은 없습니다.
+#
+# 파일 하나로 완결된 노트북입니다. Colab에서는 *런타임 → 런타임 유형 변경*에서 GPU를 고르면 더 빠릅니다. 빠진 패키지가 있다고 나오면 `%pip install timm` 을 먼저 실행하세요.
+
+# %% id="imports"
+import copy
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+# %% [markdown] id="parameters-text"
+# ## 설정
+#
+# 바꿔 볼 값은 모두 이 칸에 있습니다. 자기 이미지로 해 보려면 `data_dir` 하나만 바꾸세요. `폴더/클래스이름/*` 꼴이거나
+# `폴더/train/클래스이름/*`, `폴더/val/클래스이름/*` 꼴이면 됩니다. 비워 두면 `data/` 폴더에서 찾고, 없으면 PyTorch 튜토리얼의 압축 파일(약 47 MB)을 내려받습니다.
+
+# %% tags=["parameters"] id="parameters"
+data_dir = ""  # folder of images; empty: data/, downloaded when missing
+weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
+epochs = 30  # at most; early stopping usually ends sooner
+views = 4  # augmented views drawn of every training image
+seed = 42
+out_dir = "."  # model/, result/ and img/ go here
+cache_dir = ""  # folder that keeps features between runs; empty: off
+mount_drive = False  # Colab only: mount Google Drive and write there
+
+# %% [markdown] id="setup"
+# ## 준비
+#
+# 내려받기, 이미지 해독, 가중치 읽기, 파일 쓰기, 그림 그리기처럼 배관에 해당하는 코드입니다. 처음 읽을 때는 접어 둔 채 실행만 하고 넘어가도 됩니다.
+
+# %% id="setup-errors"
+# @inline transferlab.errors: UserError
+
+# %% id="setup-download"
+# @inline transferlab.download: DownloadError, HYMENOPTERA_URL, HYMENOPTERA_COUNTS
+# @inline transferlab.download: COUNTED_SUFFIXES, CONNECT_SECONDS, by_hand
+
+# %% id="setup-download-folder"
+# @inline transferlab.download: check_counts, folder_to_become
+
+# %% id="setup-download-archive"
+# @inline transferlab.download: fetch_url, unpack_zip, download_hymenoptera
+
+# %% id="setup-find"
+# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, ImageSet, sub_folders, folder_layout
+
+# %% id="setup-find-folder"
+# @inline transferlab.data: find_image_folder, class_folders
+
+# %% id="setup-decode"
+# @inline transferlab.data: to_rgb, decode_image, read_image
+
+# %% id="setup-load"
+# @inline transferlab.data: load_images
+
+# %% id="setup-split"
+# @inline transferlab.data: split_indices, split_images
+
+# %% id="setup-weights-find"
+# @inline transferlab.backbones: WeightsInfo, tensor_hash, state_hash, download_weights, describe_weights
+
+# %% id="setup-weights-read"
+# @inline transferlab.backbones: read_weights, lost_tensors
+
+# %% id="setup-weights-load"
+# @inline transferlab.backbones: build_model, classifier_name, load_backbone_weights, load_all
+
+# %% id="setup-weights-resolve"
+# @inline transferlab.backbones: find_weights, hub_repository, find_pretrained
+
+# %% id="setup-random"
+# @inline transferlab.backbones: revive_residual_branches, normalize, estimate_batchnorm
+
+# %% id="setup-device"
+# @inline transferlab.backbones: choose_device, choose_precision
+
+# %% id="setup-render"
+# @inline transferlab.views: Views, view_seed
+# @inline transferlab.features: view_blocks, one_ahead, timed
+
+# %% id="setup-cache"
+# @inline transferlab.cache: load_or_extract
+
+# %% id="setup-metrics"
+# @inline transferlab.metrics: accuracy_interval
+# @inline transferlab.study: transform_text, describe_study
+
+# %% id="setup-write"
+# @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
+
+# %% id="setup-save"
+# @inline transferlab.artifacts: best_rows, save_run, save_figure
+
+# %% id="setup-reload"
+# @inline transferlab.artifacts: load_model, predict_image
+
+# %% id="setup-plots"
+# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_run, plot_class_counts, plot_images
+
+# %% id="setup-plots-curves"
+# @inline transferlab.plots: plot_history
+
+# %% id="setup-plots-results"
+# @inline transferlab.plots: plot_models, plot_timings
+
+# %% id="setup-end"
+try:
+    from google.colab import drive  # only there in Colab
+except ImportError:
+    drive = None
+if drive and mount_drive:
+    drive.mount("/content/drive")
+    out_dir = "/content/drive/MyDrive/transferlab"
+out_dir = prepare_out_dir(out_dir)
+device = choose_device()
+print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
+
+# %% [markdown] id="data-text"
+# ## 1. 데이터
+#
+# 이 데이터는 학습용과 검증용으로 이미 나뉘어 있으므로 그 나눔을 그대로 씁니다. 나뉘지 않은 폴더를 주면 35%를 층화해서 검증에 떼어 둡니다.
+#
+# 학습용 개미 폴더에는 "이미지를 찾을 수 없음"이라는 안내 그림(`imageNotFound.gif`)이 한 장 섞여 있습니다. 개미 사진이 아니므로 빼고, 뺐다는 사실을 출력에 남깁니다.
+# 이런 파일을 그냥 두고 학습하는 예제가 많습니다.
+
+# %% id="data"
+image_folder = Path(data_dir) if data_dir else download_hymenoptera(Path("data"))
+image_set = load_images(image_folder, prefer="hymenoptera_data")
+train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
+for path, reason in image_set.rejected:
+    print(f"left out: {path} ({reason})")
+majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
+print(f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation")
+print(f"always guessing the most frequent class: {majority:.1%}")
+plot_class_counts(image_set, {"train": train_index, "val": val_index})
+plt.show()
+
+# %% [markdown] id="samples-text"
+# 클래스마다 일곱 장씩 봅니다. 곤충이 화면의 얼마를 차지하는지, 배경(꽃, 흙, 손가락)만 보고도 맞힐 수 있을 것 같은지 살펴보세요.
+# 저장소에 올라온 노트북에는 남의 사진 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
+
+# %% tags=["shows-images"] id="samples"
+chosen = [int(i) for label in range(len(image_set.classes)) for i in torch.where(image_set.labels == label)[0][:7]]
+names = [image_set.classes[image_set.labels[i]] for i in chosen]
+heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
+plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
+plt.show()
+
+# %% [markdown] id="views-text"
+# ## 2. 뷰: 한 장을 여러 장처럼 쓰기
+#
+# **증강(augmentation)** 은 학습 이미지를 무작위로 자르고, 뒤집고, 돌리고, 밝기를 바꾸는 일입니다. 이렇게 변형한 한 벌을 **뷰(view)** 라고 부르며,
+# 변형하지 않은 깨끗한 뷰가 0번입니다. 얼굴과 달리 여기서는 `RandomResizedCrop`이 사진의 8%만 남기기도 합니다. 곤충이 잘려 나갈 수도 있다는 뜻입니다.
+#
+# 뷰는 (seed, 뷰 번호, 파일 이름)에서 계산한 난수로 그립니다. 그래서 **네 백본이 완전히 똑같은 그림을 보고** 배웁니다. 정규화는 백본마다 다르므로 모델 쪽에서 합니다.
+
+# %% id="views"
+# @inline transferlab.views: hymenoptera_views, render_view
+
+# %% [markdown] id="views-figure-text"
+# 한 장에서 나온 깨끗한 뷰와 증강한 뷰 여섯 장입니다. **변형한 뒤에도 무슨 곤충인지 알아볼 수 있는 뷰가 몇 장인지** 세어 보세요.
+
+# %% tags=["shows-images"] id="views-figure"
+transforms = hymenoptera_views()
+example = train_index[:1]
+pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
+pictures += [render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0] for v in range(1, 7)]
+label = image_set.classes[image_set.labels[example]]
+plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views")
+plt.show()
+
+# %% [markdown] id="model-text"
+# ## 3. 모델: 얼린 몸통과 새 헤드
+#
+# 백본의 마지막 층을 떼고 연구의 헤드 `Linear(D, 512) → ReLU → Dropout(0.5) → Linear(512, 2)`를 붙입니다. D는 백본이 내는 특징의 수입니다.
+# 모델을 얼린 부분(`lower`, 항상 eval 모드)과 학습할 부분(`upper`)으로 자르고, 얼린 부분이 한 비트도 바뀌지 않았음을 해시로 확인합니다.
+#
+# 백본마다 입력을 정규화하는 평균과 표준편차가 다릅니다(Lite0과 ViT는 0.5, 나머지는 ImageNet의 값). 자기 것으로 먹이지 않으면 가중치가 좋아도 결과가 나빠집니다.
+
+# %% id="model"
+# @inline transferlab.backbones: BACKBONES, create_backbone
+
+# %% id="model-head"
+# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_at
+
+# %% id="features"
+# @inline transferlab.features: extract, feature_drawer
+
+# %% id="study"
+# @inline transferlab.study: Study, Frozen, freeze_backbone
+
+# %% [markdown] id="freeze-text"
+# 먼저 Lite0을 만듭니다. 어떤 가중치를 읽었는지 꼭 확인하세요. `random`이라고 나오면 전이 학습을 재는 것이 아닙니다.
+
+# %% id="freeze"
+settings = {
+    "epochs": epochs, "patience": 5, "batch_size": 32, "lr": 1e-3, "views": views, "hidden": 512, "dropout": 0.5,
+}
+indices = {"train": train_index, "val": val_index}
+blocks = view_blocks(image_set, transforms, seed=seed)
+study = Study(image_set, transforms, indices, blocks, settings, seed)
+frozen = freeze_backbone("efficientnet_lite0", study, weights=weights, cache_dir=cache_dir)
+print(f"weights: {frozen.info.kind}: {frozen.info.source}")
+total, trainable = (sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper))
+print(f"parameters: {total:,}, of which {trainable:,} are trained")
+print(frozen.upper)
+
+# %% [markdown] id="ordinary-text"
+# ## 4. 누구나 쓰는 반복문, 그리고 같은 일을 더 빨리 하는 법
+#
+# 흔히 쓰는 방식으로 한 에포크를 돌립니다. 배치마다 이미지를 새로 증강하고, 얼린 백본에 통과시키고, 헤드만 갱신합니다.
+
+# %% id="ordinary"
+def ordinary_epoch(lower, head, order):
+    """The loop that everybody writes: fresh views through the frozen backbone, batch by batch -> mean loss."""
+    for parameter in lower.parameters():
+        parameter.requires_grad = False
+    lower.eval()
+    head.train()
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
+    total_loss = 0.0
+    for batch in order.split(settings["batch_size"]):
+        images = render_view(image_set, transforms.train, view=1, seed=seed, indices=train_index[batch])
+        labels = image_set.labels[train_index[batch]].to(device)
+        with torch.no_grad():
+            features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(head(features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total_loss += loss.item() * len(batch)
+    return total_loss / len(order)
+
+
+order = torch.randperm(len(train_index), generator=torch.Generator().manual_seed(seed))
+ordinary_head = copy.deepcopy(frozen.upper)
+torch.manual_seed(seed)
+started = time.perf_counter()
+ordinary_loss = ordinary_epoch(frozen.lower, ordinary_head, order)
+ordinary_seconds = time.perf_counter() - started
+print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_loss:.4f}")
+
+# %% [markdown] id="kept-text"
+# 거의 모든 시간이 백본의 순전파에 들어갑니다. 그런데 얼린 백본은 같은 뷰에 언제나 같은 특징을 내므로, **한 번만 계산해서 보관**하면 됩니다.
+# 같은 뷰, 같은 순서, 같은 드롭아웃으로 한 에포크를 다시 돌려 손실이 같은지 확인합니다. 뷰를 몇 벌 보관하면 증강도 그대로 쓸 수 있습니다.
+
+# %% id="train-epoch"
+# @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
+
+# %% id="kept"
+kept_x = frozen.draw("train", 1)  # the frozen part runs here, once
+kept_head = copy.deepcopy(frozen.upper)
+optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
+labels = image_set.labels[train_index].to(device)
+torch.manual_seed(seed)
+started = time.perf_counter()
+kept_loss, _ = train_one_epoch(
+    kept_head, optimizer, kept_x, labels, order.to(device), batch_size=settings["batch_size"]
+)
+kept_seconds = time.perf_counter() - started
+print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
+tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
+assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
+print(f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster")
+
+# %% [markdown] id="train-text"
+# ## 5. 네 백본을 차례로 학습
+#
+# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배우고, 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈춰 가장 낮았던 에포크로 되돌립니다. 네 백본이 데이터, 뷰, 헤드의
+# 초깃값을 정하는 시드, 학습 규칙을 모두 함께 쓰므로 달라지는 것은 **체크포인트(구조와 가중치)** 뿐입니다.
+#
+# 그래서 여기서 내릴 수 있는 결론도 체크포인트에 대한 것입니다. 같은 구조라도 가중치가 다르면 순위가 뒤집힐 수 있습니다.
+
+# %% id="train"
+# @inline transferlab.train: train
+
+# %% id="train-study"
+# @inline transferlab.study: train_study
+
+# %% id="train-run"
+stamp = new_stamp(out_dir)
+models = ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]  # room for more: any timm name
+summaries, checkpoints = [], {}
+for name in models:
+    if name != "efficientnet_lite0":  # that one is frozen already
+        frozen = freeze_backbone(name, study, weights=weights, cache_dir=cache_dir)
+    result, provenance = train_study(frozen, study)
+    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], "the frozen backbone has changed"
+    for kind in ("loss", "accuracy", "combined"):
+        figure = plot_history(result, provenance, kind)
+        save_figure(figure, out_dir, f"{name}_{kind}", stamp=stamp)
+        plt.close(figure)
+    checkpoints[name] = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
+    summaries.append(provenance | best_rows(result) | {"epochs_run": len(result.history)})
+    note = "random initialisation: measures no transfer" if frozen.info.kind == "random" else frozen.info.source
+    print(f"{name}: best epoch {result.best_epoch}, validation accuracy {summaries[-1]['best']['val_acc']:.1%} ({note})")
+
+# %% [markdown] id="table-text"
+# ## 6. 한눈에 비교
+#
+# 정확도는 검증 손실이 가장 낮은 에포크의 값이고, 구간은 95% 신뢰구간입니다. 검증 사진이 153장뿐이라 한 장이 0.65%포인트입니다. **몇 장 차이인지로 바꿔 읽어 보세요.**
+# 빗금 친 막대는 무작위로 초기화한 백본이며 전이를 재지 않습니다. 학습된 가중치라도 출처가 서로 다르니 막대 안의 글을 함께 읽어야 합니다.
+
+# %% id="table"
+table = pd.DataFrame(
+    [
+        {
+            "model": run["model"],
+            "accuracy": f"{run['best']['val_acc']:.1%}",
+            "95 % interval": "{:.1%} to {:.1%}".format(*run["accuracy_interval"]),
+            "macro-F1": f"{run['macro_f1']:.3f}",
+            "gap": f"{run['best']['train_acc_clean'] - run['best']['val_acc']:+.1%}",
+            "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
+            "seconds": f"{sum(run['timings'].values()):.0f}",
+            "parameters": f"{run['parameters']:,}",
+            "transfer": "none (random initialisation)" if run["weights"]["kind"] == "random" else run["weights"]["kind"],
+        }
+        for run in summaries
+    ]
+)
+print(table.to_string(index=False))
+for run in summaries:
+    print(f"{run['model']}: {run['weights']['source']}")
+
+# %% id="figure"
+save_figure(plot_models(summaries), out_dir, "training_results", stamp=stamp)
+plt.show()
+
+# %% [markdown] id="overfitting-text"
+# ## 7. 과적합과 시간
+#
+# 왼쪽부터 백본별 검증 손실과 검증 정확도입니다. 손실이 바닥을 치고 다시 오르는 지점이 보이나요? 그 뒤의 에포크는 학습 사진을 외우는 데 쓰인 것입니다.
+# 표의 `gap`(깨끗한 학습 정확도에서 검증 정확도를 뺀 값)도 함께 보세요.
+
+# %% id="curves"
+histories = {name: pd.read_csv(files["results"], index_col="epoch") for name, files in checkpoints.items()}
+figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.6))
+for axis, column, label in zip(axes, ("val_loss", "val_acc"), ("validation loss (nats)", "validation accuracy")):
+    pd.DataFrame({name: history[column] for name, history in histories.items()}).plot(
+        ax=axis, style=[".-", ".--", ".-.", ".:"], color=[BLUE, ORANGE, GREEN, "black"], ylabel=label
+    )
+    axis.legend(frameon=False, fontsize=8)
+figure.suptitle(f"{summaries[0]['data']}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}, frozen backbone", fontsize=9)
+figure.tight_layout()
+plt.show()
+
+# %% id="time"
+plot_timings(summaries)
+plt.show()
+
+# %% [markdown] id="techniques"
+# ## 8. 다른 전이 기법은?
+#
+# 이 노트북은 백본 전체를 얼리고 헤드만 학습했습니다. 뒤쪽 블록 일부를 함께 학습하거나, 헤드를 먼저 학습한 다음 전체를 조금씩 푸는 방법도 있습니다.
+# 데이터가 수백 장일 때는 학습할 파라미터가 늘어나는 만큼 과적합도 쉬워지므로, 얼린 백본의 결과를 기준선으로 먼저 재 두는 것이 좋습니다.
+
+# %% [markdown] id="save-text"
+# ## 9. 저장한 모델로 예측하기
+#
+# 네 모델은 이미 `model/`에 저장했습니다. 사전 학습된 가중치를 쓴 것 가운데 검증 손실이 가장 낮은 모델을 다시 읽어서, 검증 이미지마다 저장할 때와 같은 답을 내는지 확인합니다.
+
+# %% id="save"
+trained = [run for run in summaries if run["weights"]["kind"] != "random"] or summaries
+chosen = min(trained, key=lambda run: run["best"]["val_loss"])
+reloaded, described = load_model(checkpoints[chosen["model"]]["model"])
+lower, upper = split_at(reloaded.to(device), "features")
+val_labels = image_set.labels[val_index]
+val_x = extract(lower, blocks(0, val_index), device=device, precision=torch.float32)
+check = evaluate(upper, val_x, val_labels)
+assert check["predictions"].tolist() == chosen["val_predictions"], "the saved model predicts something else"
+print(f"{chosen['model']} reloaded: accuracy {check['accuracy']:.4f}, written {chosen['best']['val_acc']:.4f}")
+for files in checkpoints.values():
+    print("\n".join(f"{path.parent.name}/{path.name}" for path in files.values()))
+
+# %% [markdown] id="predict-text"
+# `my_image`에 여러분의 이미지 경로를 넣으면 저장한 모델이 답합니다. 비워 두면 검증 이미지 한 장을 씁니다.
+
+# %% id="predict"
+my_image = ""  # for example "my_face.png"
+if my_image:
+    answer = predict_image(reloaded.cpu(), described["classes"], transforms.val, my_image)
+else:
+    probabilities = check["logits"][0].softmax(dim=0).tolist()
+    answer = sorted(zip(described["classes"], probabilities), key=lambda pair: -pair[1])
+    print(f"true class: {image_set.classes[val_labels[0]]}")
+for name, probability in answer:
+    print(f"{name:12s} {probability:6.1%}")

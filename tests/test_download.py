@@ -1,0 +1,465 @@
+"""Downloads against stand-ins of download.pytorch.org and of Kaggle's service on 127.0.0.1; nothing leaves the machine.
+
+Kaggle's stand-in is spoken to by the real kagglehub client: one POST to DownloadDataset, answered as Kaggle answers it,
+by a redirect to a storage host that gives the archive with its length and MD5.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from transferlab import download
+from transferlab.download import (
+    HYMENOPTERA_COUNTS,
+    MANGA_FACE_COUNTS,
+    DownloadError,
+    download_hymenoptera,
+    download_manga_faces,
+)
+from transferlab.errors import UserError
+
+API_PATH = "/v1/datasets.DatasetApiService/DownloadDataset"
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """Answers from `server.routes`: path -> (status, headers, body, seconds to hang after the body)."""
+
+    def answer(self):
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked.append((self.command, self.path, asked))
+        status, headers, body, hang = self.server.routes.get(self.path, (404, {}, b"", 0))
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+            self.wfile.flush()
+            self.server.closing.wait(hang)
+        self.close_connection = True
+
+    do_GET = do_POST = do_HEAD = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.daemon_threads = True
+    server.routes, server.asked, server.closing = {}, [], threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    monkeypatch.setattr(download, "HYMENOPTERA_URL", f"{server.url}/hymenoptera_data.zip")
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def silent_url():
+    """A host that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def zip_bytes(counts, *, top="", extra=(), compression=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for folder, count in counts.items():
+            for i in range(count):
+                archive.writestr(f"{top}{folder}/{i:03d}.jpg", f"image {folder} {i}")
+        for member, content in extra:
+            archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def hymenoptera_zip(**options):
+    return zip_bytes(HYMENOPTERA_COUNTS, top="hymenoptera_data/", **options)
+
+
+def serve_hymenoptera(server, body, *, status=200, headers=None, hang=0):
+    server.routes["/hymenoptera_data.zip"] = (status, headers or {}, body, hang)
+
+
+def file_counts(folder):
+    return Counter(path.parent.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def assert_nothing_left(tmp_path, root):
+    """No target, no temporary folder, no zip, and nothing beside the data root."""
+    assert [path.name for path in tmp_path.iterdir()] in ([], [root.name])
+    assert not root.exists() or not list(root.iterdir())
+
+
+def assert_helpful(error, *parts):
+    text = str(error.value)
+    assert "\n" not in text
+    for part in ("By hand", "data_dir", *parts):
+        assert str(part) in text
+
+
+# --- Hymenoptera ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length_given", [True, False])
+def test_hymenoptera_comes_down_whole(server, tmp_path, capsys, length_given):
+    body = hymenoptera_zip(compression=zipfile.ZIP_DEFLATED)
+    serve_hymenoptera(server, body, headers={} if length_given else {"Content-Length": None})
+    target = download_hymenoptera(tmp_path / "data")
+    assert target == tmp_path / "data" / "hymenoptera_data"
+    assert file_counts(target) == HYMENOPTERA_COUNTS
+    assert (target / "val/bees/007.jpg").read_text() == "image val/bees 7"
+    assert os.listdir(tmp_path / "data") == ["hymenoptera_data"]
+    assert "hymenoptera_data.zip" in capsys.readouterr().out
+
+
+def test_existing_targets_are_returned_untouched(server, tmp_path):
+    for name, fetch in (("hymenoptera_data", download_hymenoptera), ("manga_facial_expressions", download_manga_faces)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+        assert fetch(tmp_path) == tmp_path / name
+        assert os.listdir(tmp_path / name) == ["mine.txt"]
+    assert not server.asked
+
+
+def test_truncated_body(server, tmp_path):
+    body = hymenoptera_zip()
+    serve_hymenoptera(server, body[: len(body) // 2], headers={"Content-Length": str(len(body))})
+    with pytest.raises(DownloadError) as error:
+        download_hymenoptera(tmp_path / "data")
+    assert_helpful(error, server.url, f"{len(body) // 2} of {len(body)} bytes", tmp_path / "data/hymenoptera_data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    serve_hymenoptera(server, body)
+    assert file_counts(download_hymenoptera(tmp_path / "data")) == HYMENOPTERA_COUNTS
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+def test_http_errors(server, tmp_path, status):
+    serve_hymenoptera(server, b"no", status=status)
+    with pytest.raises(DownloadError) as error:
+        download_hymenoptera(tmp_path / "data")
+    assert_helpful(error, status)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_no_server(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(download, "HYMENOPTERA_URL", "http://127.0.0.1:9/hymenoptera_data.zip")
+    with pytest.raises(DownloadError) as error:
+        download_hymenoptera(tmp_path / "data")
+    assert_helpful(error, "refused")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_unknown_host(tmp_path, monkeypatch, server):
+    def no_name(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name)
+    monkeypatch.setattr(download, "HYMENOPTERA_URL", "http://no-such-host.invalid/a.zip")
+    with pytest.raises(DownloadError, match="Name or service not known"):
+        download_hymenoptera(tmp_path / "data")
+
+
+def test_silent_host_is_given_up(tmp_path, monkeypatch, server, silent_url):
+    monkeypatch.setattr(download, "HYMENOPTERA_URL", f"{silent_url}/hymenoptera_data.zip")
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(DownloadError, match="timed out"):
+        download_hymenoptera(tmp_path / "data")
+    assert time.monotonic() - began < 5
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    assert download.CONNECT_SECONDS < 15
+
+
+def test_stalled_body_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
+    serve_hymenoptera(server, b"PK", headers={"Content-Length": "100"}, hang=30)
+    with pytest.raises(DownloadError, match="timed out"):
+        download_hymenoptera(tmp_path / "data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+@pytest.mark.parametrize("damage", ["crc", "not a zip", "cut, no length"])
+def test_damaged_archive_is_not_a_download_error(server, tmp_path, damage):
+    body = hymenoptera_zip()
+    headers = {}
+    if damage == "crc":
+        body = body.replace(b"image val/ants 3\x50", b"image val/ants 4\x50", 1)
+        assert body != hymenoptera_zip()
+    elif damage == "not a zip":
+        body = b"<html>please log in to this network</html>"
+    else:
+        body, headers = body[:-40], {"Content-Length": None}
+    serve_hymenoptera(server, body, headers=headers)
+    with pytest.raises(UserError, match="came down damaged") as error:
+        download_hymenoptera(tmp_path / "data")
+    assert error.type is UserError
+    assert_helpful(error)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def link(name):
+    member = zipfile.ZipInfo(name)
+    member.create_system = 3
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["../escaped.jpg", "hymenoptera_data/../../../escaped.jpg", "/escaped.jpg", "..\\escaped.jpg", "C:\\escaped.jpg"]
+    + [link("hymenoptera_data/train/ants/link.jpg")],
+    ids=str,
+)
+def test_unsafe_members_are_refused(server, tmp_path, monkeypatch, member):
+    serve_hymenoptera(server, hymenoptera_zip(extra=[(member, "../../../escaped.jpg")]))
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", lambda *_: pytest.fail("something was unpacked"))
+    with pytest.raises(UserError, match="unsafe member") as error:
+        download_hymenoptera(tmp_path / "data")
+    assert error.type is UserError
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_wrong_counts(server, tmp_path):
+    serve_hymenoptera(server, zip_bytes(HYMENOPTERA_COUNTS | {"val/bees": 82}, top="hymenoptera_data/"))
+    with pytest.raises(UserError) as error:
+        download_hymenoptera(tmp_path / "data")
+    assert error.type is UserError
+    assert_helpful(error, "val/bees 83", "val/bees 82")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_hidden_files_do_not_count(server, tmp_path):
+    extra = [("hymenoptera_data/train/ants/._000.jpg", "x"), ("hymenoptera_data/.DS_Store", "x")]
+    serve_hymenoptera(server, hymenoptera_zip(extra=extra))
+    assert download_hymenoptera(tmp_path).is_dir()
+
+
+@pytest.mark.parametrize("where", ["bar", "unpacking", "renaming"])
+def test_interrupted_by_the_user(server, tmp_path, monkeypatch, where):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def unpack_one_then_interrupt(archive, folder):
+        archive.extract(archive.namelist()[0], folder)
+        raise KeyboardInterrupt
+
+    serve_hymenoptera(server, hymenoptera_zip())
+    with monkeypatch.context() as patched:
+        if where == "bar":
+            patched.setattr(download.tqdm, "update", interrupt)
+        elif where == "unpacking":
+            patched.setattr(zipfile.ZipFile, "extractall", unpack_one_then_interrupt)
+        else:
+            patched.setattr(Path, "rename", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            download_hymenoptera(tmp_path / "data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    assert file_counts(download_hymenoptera(tmp_path / "data")) == HYMENOPTERA_COUNTS
+
+
+def test_killed_while_downloading(server, tmp_path):
+    body = hymenoptera_zip()
+    serve_hymenoptera(server, body[:-10], headers={"Content-Length": str(len(body))}, hang=30)
+    code = (
+        "import sys; from transferlab import download; download.HYMENOPTERA_URL = sys.argv[1]; "
+        "download.download_hymenoptera(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, download.HYMENOPTERA_URL, str(tmp_path)]
+    run = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(".hymenoptera_data-*/*.zip")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    (left_over,) = tmp_path.iterdir()
+    assert left_over.name.startswith(".hymenoptera_data-")
+
+    serve_hymenoptera(server, body)
+    assert file_counts(download_hymenoptera(tmp_path)) == HYMENOPTERA_COUNTS
+
+
+def test_the_disk_is_not_the_network(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    serve_hymenoptera(server, hymenoptera_zip())
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left") as error:
+        patched.setattr(zipfile.ZipFile, "extractall", full)
+        download_hymenoptera(tmp_path / "data")
+    assert error.type is UserError
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write") as error:
+        download_hymenoptera(tmp_path / "file")
+    assert error.type is UserError
+
+
+# --- manga faces ------------------------------------------------------------
+
+
+@pytest.fixture
+def kaggle(server, tmp_path_factory, monkeypatch):
+    """The stand-in as the real kagglehub meets it, without the user's credentials or cache."""
+    pytest.importorskip("kagglehub")
+    from kagglesdk import kaggle_env
+
+    for name in list(os.environ):
+        if name.startswith("KAGGLE"):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(home))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(home / "the-users-cache"))
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, server.url)
+    monkeypatch.setattr(download, "KAGGLE_ADDRESS", ("127.0.0.1", server.server_port))
+    server.home = home
+    return server
+
+
+def serve_manga(server, body, *, cut=0, hang=0, content_type="application/zip"):
+    md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+    headers = {"Content-Type": content_type, "Accept-Ranges": "bytes", "X-Goog-Hash": f"crc32c=AAAAAA==, md5={md5}"}
+    headers["Content-Length"] = str(len(body))
+    server.routes[API_PATH] = (302, {"Location": f"{server.url}/storage/archive.zip"}, b"", 0)
+    server.routes["/storage/archive.zip"] = (200, headers, body[: len(body) - cut], hang)
+
+
+@pytest.mark.parametrize("top", ["", "manga/", "a/b/c/"])
+def test_manga_faces_come_down_whole(kaggle, tmp_path, top):
+    extra = [(f"__MACOSX/{top}{name}/._000.jpg", "x") for name in MANGA_FACE_COUNTS] + [(f"{top}sad/.DS_Store", "x")]
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS, top=top, extra=extra))
+    environment = dict(os.environ)
+    target = download_manga_faces(tmp_path / "data")
+    assert target == tmp_path / "data" / "manga_facial_expressions"
+    assert {name: len(list((target / name).glob("[!.]*"))) for name in MANGA_FACE_COUNTS} == MANGA_FACE_COUNTS
+    assert os.listdir(tmp_path / "data") == ["manga_facial_expressions"]
+
+    assert dict(os.environ) == environment
+    assert not list(kaggle.home.iterdir())
+    (call, archive) = kaggle.asked
+    assert (call[:2], archive[:2]) == (("POST", API_PATH), ("GET", "/storage/archive.zip"))
+    asked = json.loads(call[2])
+    expected = {"ownerSlug": "mertkkl", "datasetSlug": "manga-facial-expressions", "datasetVersionNumber": 1}
+    assert {name: asked.get(name) for name in expected} == expected
+
+
+def test_manga_wrong_counts(kaggle, tmp_path):
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS | {"shock": 101}))
+    with pytest.raises(UserError) as error:
+        download_manga_faces(tmp_path / "data")
+    assert error.type is UserError
+    assert_helpful(error, "shock 102", "shock 101", download.MANGA_FACE_URL)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_manga_other_content(kaggle, tmp_path):
+    serve_manga(kaggle, zip_bytes({"cats": 2, "angry": 53}))
+    with pytest.raises(UserError, match="found angry|found no images|found .*cats 2") as error:
+        download_manga_faces(tmp_path / "data")
+    assert error.type is UserError
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+def test_kaggle_refuses(kaggle, tmp_path, status):
+    body = json.dumps({"code": status, "message": "as the service says"}).encode()
+    kaggle.routes[API_PATH] = (status, {"Content-Type": "application/json"}, body, 0)
+    environment = dict(os.environ)
+    with pytest.raises(DownloadError) as error:
+        download_manga_faces(tmp_path / "data")
+    assert_helpful(error, download.MANGA_FACE_URL, tmp_path / "data/manga_facial_expressions")
+    assert "permission" in str(error.value) or status not in (401, 403)
+    assert dict(os.environ) == environment
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_kaggle_breaks_off_then_delivers(kaggle, tmp_path):
+    body = zip_bytes(MANGA_FACE_COUNTS)
+    serve_manga(kaggle, body, cut=1000)
+    with pytest.raises(DownloadError) as error:
+        download_manga_faces(tmp_path / "data")
+    assert_helpful(error)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    serve_manga(kaggle, body)
+    assert file_counts(download_manga_faces(tmp_path / "data")) == MANGA_FACE_COUNTS
+
+
+def test_kaggle_absent(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "KAGGLE_ADDRESS", ("127.0.0.1", 9))
+    with pytest.raises(DownloadError, match="refused") as error:
+        download_manga_faces(tmp_path / "data")
+    assert_helpful(error)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    assert not kaggle.asked
+    assert download.CONNECT_SECONDS < 15
+
+
+@pytest.mark.parametrize("damage", ["md5", "not an archive"])
+def test_kaggle_archive_damaged(kaggle, tmp_path, damage):
+    body = zip_bytes(MANGA_FACE_COUNTS) if damage == "md5" else b"<html>please log in</html>"
+    serve_manga(kaggle, body)
+    if damage == "md5":
+        status, headers, _, hang = kaggle.routes["/storage/archive.zip"]
+        kaggle.routes["/storage/archive.zip"] = (status, headers, body[:-1] + b"x", hang)
+    with pytest.raises(DownloadError) as error:
+        download_manga_faces(tmp_path / "data")
+    assert_helpful(error)
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_manga_interrupted(kaggle, tmp_path, monkeypatch, interruption):
+    def interrupt(*_):
+        raise interruption
+
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS))
+    environment = dict(os.environ)
+    with monkeypatch.context() as patched, pytest.raises(interruption):
+        patched.setattr(zipfile.ZipFile, "extractall", interrupt)
+        download_manga_faces(tmp_path / "data")
+    assert dict(os.environ) == environment
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    assert file_counts(download_manga_faces(tmp_path / "data")) == MANGA_FACE_COUNTS
+
+
+def test_kaggle_and_a_full_disk(kaggle, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS))
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
+    with pytest.raises(UserError, match="No space left"):
+        download_manga_faces(tmp_path / "data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_kagglehub_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(UserError, match="pip install kagglehub") as error:
+        download_manga_faces(tmp_path / "data")
+    assert error.type is UserError
+    assert_helpful(error)
+    assert_nothing_left(tmp_path, tmp_path / "data")

@@ -1,0 +1,264 @@
+"""Backbones: the study's names, pretrained weights, the cut into a frozen and a trained part, device and precision."""
+
+import copy
+import hashlib
+import json
+import os
+import warnings
+from collections import namedtuple
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from timm.models import load_state_dict
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from .errors import UserError
+
+# The study's names -> timm's. resnet50 and densenet121 are torchvision's own weights; any other timm name is accepted too.
+BACKBONES = {
+    "resnet50": "resnet50.tv_in1k", "densenet121": "densenet121.tv_in1k", "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "efficientnet_b0": "efficientnet_b0.ra_in1k", "efficientnet_b3": "efficientnet_b3.ra2_in1k",
+    "vit": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+}
+
+# What a backbone computes with: kind is "hub", "file" or "random" (which measures no transfer); sha256 is of all tensors.
+WeightsInfo = namedtuple("WeightsInfo", "name timm_name kind source sha256")
+
+
+def tensor_hash(tensor):
+    """SHA-256 (hex) over the type, shape and bytes of a tensor."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def state_hash(module):
+    """SHA-256 (hex) over the names and contents of a module's parameters and buffers."""
+    listed = [f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(module.state_dict().items())]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+def download_weights(repo_id):
+    """Downloads model.safetensors of a hub repository, or takes it from the hub's cache: (path, "") or (None, why not)."""
+    cached = try_to_load_from_cache(repo_id, "model.safetensors")
+    if isinstance(cached, str):
+        return cached, ""
+    try:  # asked first, because hf_hub_download alone repeats a failed connection for about 20 s
+        get_hf_file_metadata(hf_hub_url(repo_id, "model.safetensors"), timeout=5)
+        return hf_hub_download(repo_id, "model.safetensors"), ""
+    except Exception as error:  # its class differs between versions of huggingface_hub (requests, httpx)
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def read_weights(path):
+    """Reads a weights file -> dict of tensors, floating ones as fp32. Pickles are read with `weights_only=True`.
+
+    Raises:
+        UserError: the file is missing, truncated or damaged, or holds anything but finite tensors.
+    """
+    try:
+        state = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # safetensors and pickles fail in many ways; all mean that the file is not usable
+        reason = f"{' '.join(str(error).split())[:160]}{lost_tensors(path)}"
+        raise UserError(f"weights file {path} is missing, damaged or no plain tensors ({reason})") from error
+    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor) or not value.isfinite().all()]
+    if wrong:
+        raise UserError(f"weights file {path} holds {len(wrong)} entries that are no finite tensors: {wrong[:4]}")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def lost_tensors(path):
+    """Names the tensors that a truncated safetensors file has lost: ""  where its header is gone, or it is another file."""
+    data = Path(path).read_bytes() if Path(path).is_file() else b""
+    start = 8 + int.from_bytes(data[:8], "little")  # the length of a JSON header, padded with spaces
+    header = json.loads(data[8:start]) if data[8:start].rstrip().endswith(b"}") else {}
+    lost = [key for key, entry in header.items() if start + entry.get("data_offsets", [0, 0])[1] > len(data)]
+    return f"; {len(lost)} tensors are cut off: {lost[:4]}" if lost else ""
+
+
+def load_backbone_weights(timm_name, path):
+    """Builds timm's model for a weights file, its classifier as large as the file's, and loads all of it or nothing.
+
+    Raises:
+        UserError: keys are missing, unknown or of another shape; the message names them.
+    """
+    state = read_weights(path)
+    model = build_model(timm_name)
+    classifier = f"{classifier_name(model)}.weight"
+    if classifier in state and model.num_classes != len(state[classifier]):
+        model = build_model(timm_name, num_classes=len(state[classifier]))
+    load_all(model, state, path)
+    return model
+
+
+def load_all(model, state, path):
+    """Loads `state`, read from `path`, into the model: all of it, or an error that names the keys.
+
+    Raises:
+        UserError: keys are missing, unknown or of another shape.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"weights file {path} does not fit: {' '.join(str(error).split())[:600]}") from error
+
+
+def build_model(model_name, **kwargs):
+    """Builds a timm model, randomly initialised.
+
+    Raises:
+        UserError: timm knows no such model, or its description cannot be fetched from the hub.
+    """
+    try:
+        return timm.create_model(model_name, pretrained=False, **kwargs)
+    except Exception as error:  # timm raises RuntimeError for unknown names, the hub's own errors for hf-hub: ones
+        raise UserError(f"cannot build {model_name} ({' '.join(str(error).split())[:160]}): see timm.list_models()") from error
+
+
+def classifier_name(model):
+    """The name of a timm model's last layer, e.g. "fc"."""
+    name = model.pretrained_cfg["classifier"]
+    return name if isinstance(name, str) else name[0]
+
+
+def find_weights(name, place):
+    """The weights file of a backbone in `place`: the file itself, or NAME.safetensors in the folder, under the study's
+    name, then timm's, with and without its tag; None where the folder lacks it.
+
+    Raises:
+        UserError: `place` does not exist.
+    """
+    place, timm_name = Path(place).expanduser(), BACKBONES.get(name, name)
+    if not place.exists():
+        raise UserError(f"weights {place} do not exist: give auto, none, a file or a folder")
+    names = [f"{stem}.safetensors" for stem in (name, timm_name, timm_name.split(".")[0])]
+    return next((path for path in ([place / name for name in names] if place.is_dir() else [place]) if path.is_file()), None)
+
+
+def describe_weights(path):
+    """What a weights file says of itself in the .json beside it ("source", "input_size"); its name where there is none."""
+    note = path.with_suffix(".json")
+    described = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    resolution = f", at {described['input_size']} px" if "input_size" in described else ""
+    return described.get("source", f"file {path.name}") + resolution
+
+
+def find_pretrained(name, weights):
+    """Where a backbone's weights come from, as `create_backbone` documents: (path or None, kind, source)."""
+    if weights == "none":
+        return None, "random", "random initialisation (asked for)"
+    for place in (weights, os.environ.get("WEIGHTS_DIR")):
+        path = find_weights(name, place) if place and place != "auto" else None
+        if path:
+            return path, "file", describe_weights(path)
+    repo_id = hub_repository(BACKBONES.get(name, name))
+    path, reason = download_weights(repo_id) if repo_id else (None, "timm lists no pretrained weights")
+    return (path, "hub", f"hub: {repo_id}") if path else (None, "random", f"random initialisation ({reason})")
+
+
+def hub_repository(timm_name):
+    """The hub repository of a timm model's weights; None where it has none."""
+    config = None if timm_name.startswith("hf-hub:") else timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
+    return config.hf_hub_id if config else timm_name.removeprefix("hf-hub:") if ":" in timm_name else None
+
+
+def create_backbone(name, weights="auto"):
+    """Creates a backbone of the registry, or any timm model (`hf-hub:` names too) -> (model, WeightsInfo).
+
+    `weights`: "none"; a file; a folder, searched for NAME.safetensors; "auto": the folder in WEIGHTS_DIR where set, then
+    the hub, then random initialisation with a warning. A backbone that a named folder lacks is looked for as under "auto".
+
+    Raises:
+        UserError: an unknown model; a named file or folder is missing; a file that does not fit.
+    """
+    timm_name = BACKBONES.get(name, name)
+    path, kind, source = find_pretrained(name, weights)
+    if path:
+        model = load_backbone_weights(timm_name, path)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            model = build_model(timm_name)
+        revive_residual_branches(model)
+        if weights != "none":
+            warnings.warn(f"{name}: {source}; this run measures no transfer", stacklevel=2)
+    return model, WeightsInfo(name, timm_name, kind, source, state_hash(model))
+
+
+def revive_residual_branches(model):
+    """Sets all-zero BatchNorm scales to one (as timm's `zero_init_last=False`): at zero, random residual branches are dead."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
+            nn.init.ones_(module.weight)
+
+
+def normalize(model, images):
+    """Turns uint8 images [N, 3, H, W] into the float input that a timm model was trained on (its own mean and std)."""
+    mean, std = (torch.tensor(model.pretrained_cfg[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+    return (images.float() / 255 - mean) / std
+
+
+def estimate_batchnorm(model, images, *, device, batch_size=32):
+    """Estimates a randomly initialised model's BatchNorm statistics on clean uint8 images [N, 3, H, W]; no label is seen."""
+    update_bn((normalize(model, batch.to(device)) for batch in images.split(batch_size)), model.to(device))
+
+
+def make_head(in_features, num_classes, *, hidden=512, dropout=0.5, seed=0):
+    """The study's head: Linear(D, 512) - ReLU - Dropout(0.5) - Linear(512, C), initialised under `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+
+
+def set_head(model, head):
+    """Puts `head` (its last layer gives C logits) in place of a timm model's classifier; returns the model."""
+    model.reset_classifier(head[-1].out_features)
+    model.set_submodule(classifier_name(model), head)
+    return model
+
+
+class FrozenFeatures(nn.Module):
+    """Everything of a timm model up to its pooled features: uint8 [N, 3, H, W] -> [N, D]; normalisation included."""
+
+    def __init__(self, model):
+        super().__init__()
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model = copy.deepcopy(model, memo=shared)  # modules of its own, the model's tensors
+        self.model.set_submodule(classifier_name(model), nn.Identity())
+
+    def forward(self, images):
+        return self.model.forward_head(self.model.forward_features(normalize(self.model, images)), pre_logits=True)
+
+
+def split_at(model, cut="features"):
+    """Cuts a model into (lower, upper): `lower` is frozen and in eval mode, `upper` trains. Both share the model's tensors,
+    so training `upper` trains `model`. Put the model on its device first.
+
+    `lower` takes uint8 images [N, 3, H, W]; at the cut "features" it gives [N, D] and `upper` is the classifier.
+
+    Raises:
+        UserError: an unknown cut.
+    """
+    if cut != "features":
+        raise UserError(f'unknown cut "{cut}": the model can be cut at "features"')
+    lower = FrozenFeatures(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return lower, model.get_submodule(classifier_name(model))
+
+
+def choose_device():
+    """CUDA where there is a GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(device):
+    """The type that frozen views are computed in: bf16 where the hardware computes in it, fp16 on older GPUs, else fp32.
+
+    On a CPU without bf16 arithmetic (its flags say so) bf16 would be several times slower than fp32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32

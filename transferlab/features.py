@@ -1,0 +1,85 @@
+"""The frozen part over views: computed once, kept, and handed to the epochs."""
+
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from .artifacts import machine
+from .backbones import choose_precision, state_hash
+from .cache import load_or_extract
+from .views import render_view
+
+
+@contextmanager
+def timed(timings, phase):
+    """Adds the seconds that its block takes to `timings[phase]`."""
+    started = time.perf_counter()
+    yield
+    timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - started
+
+
+def view_blocks(image_set, views, *, seed):
+    """Makes `blocks(view, indices)`: yields that view of those images, uint8 [<= 32, 3, H, W] at a time.
+
+    What was rendered for one backbone is kept for the next, up to 1 GB.
+    """
+    kept = {}
+
+    def blocks(view, indices):
+        for part in indices.split(32):
+            key = (view, *part.tolist())
+            transform = views.train if view else views.val
+            block = kept[key] if key in kept else render_view(image_set, transform, view=view, seed=seed, indices=part)
+            if sum(tensor.nbytes for tensor in kept.values()) < 10**9:
+                kept[key] = block
+            yield block
+
+    return blocks
+
+
+def one_ahead(blocks):
+    """Yields what `blocks` yields, the next one prepared in a second thread meanwhile."""
+    blocks = iter(blocks)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
+
+
+@torch.inference_mode()
+def extract(lower, views, *, device, precision):
+    """Runs the frozen part over blocks of uint8 images [n, 3, H, W] (or one tensor of all) -> fp32 features [N, ...] on the CPU.
+
+    The next block is rendered while the model computes; what is kept is fp32, whatever `precision` is.
+    """
+    batch_size = 8 if device.type == "cpu" else 64  # small batches stay in a CPU's cache: Lite0 runs a third faster than at 32
+    features = []
+    for block in one_ahead(views.split(32) if isinstance(views, torch.Tensor) else views):
+        for images in block.to(device).contiguous(memory_format=torch.channels_last).split(batch_size):
+            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                features.append(lower(images).float())
+    return torch.cat(features).cpu()
+
+
+def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
+    """Makes `draw(part, view)`: features [N, ...] of the images `indices[part]` in that view, computed once and kept.
+
+    `indices` holds "train" and "val". Validation images run in fp32, training views in the precision of the machine.
+    `key` says what the images and transforms are; with `cache_dir` the features are kept on disk too.
+    """
+    device = next(lower.parameters()).device
+    key = key | {"weights": state_hash(lower), "cut": "features", "device": device.type, "versions": machine()["versions"]}
+
+    @functools.cache
+    def draw(part, view):
+        precision = torch.float32 if part == "val" else choose_precision(device)
+        wanted = key | {"indices": indices[part].tolist(), "view": view, "precision": str(precision)}
+        with timed(timings, "validation images" if part == "val" else "training views"):
+            views = blocks(view, indices[part])
+            return load_or_extract(cache_dir, wanted, lambda: extract(lower, views, device=device, precision=precision))
+
+    return draw

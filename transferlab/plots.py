@@ -1,0 +1,95 @@
+"""Figures. Colours (Okabe-Ito) stay apart in grey and for colour-blind readers; labels are English."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, f1_score
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+
+
+def describe_run(provenance):
+    """One line for a figure: model, data (and whether drawn), weights."""
+    data = provenance["data"] + (" (synthetic: drawn pictures)" if provenance["synthetic"] else "")
+    return f"{provenance['model']} | {data} | weights: {provenance['weights']['source'][:70]}"
+
+
+def plot_class_counts(image_set, indices):
+    """Bars of the images per class, for each part of `indices` ({"train": ..., "val": ...})."""
+    counts = {f"{part} ({len(index)})": torch.bincount(image_set.labels[index]) for part, index in indices.items()}
+    axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(figsize=(7, 3), rot=0, color=[BLUE, ORANGE], ylabel="images")
+    for bars in axis.containers:
+        axis.bar_label(bars)
+    axis.margins(y=0.12)
+    axis.set_title(f"{image_set.name}{' (synthetic)' if image_set.synthetic else ''}: {len(image_set.labels)} images")
+    return axis.figure
+
+
+def plot_images(images, titles, *, columns, heading):
+    """A grid of uint8 images [3, H, W] with their titles."""
+    size = (1.7 * columns, 1.9 * -(-len(images) // columns) + 0.3)
+    figure, axes = plt.subplots(-(-len(images) // columns), columns, figsize=size, layout="constrained")
+    for axis, image, title in zip(axes.flat, images, titles):
+        axis.imshow(image.permute(1, 2, 0))
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    figure.suptitle(heading)
+    return figure
+
+
+def plot_history(result, provenance, kind):
+    """The learning curves of one run: `kind` is "loss", "accuracy" or "combined" (both side by side)."""
+    kinds = {"loss": ("loss", "cross-entropy (nats)"), "accuracy": ("acc", "accuracy")}
+    kinds = kinds if kind == "combined" else {kind: kinds[kind]}
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.2 * len(kinds), 3.6), squeeze=False)
+    history = pd.DataFrame(result.history).set_index("epoch")
+    labels = ["validation", "train (augmented, dropout)", "train (clean, no dropout)"]
+    for axis, (title, (short, unit)) in zip(axes[0], kinds.items()):
+        lines = history[[f"val_{short}", f"train_{short}", f"train_{short}_clean"]].set_axis(labels, axis=1)
+        lines.plot(ax=axis, style=[".-", ".--", ".-"], color=[ORANGE, BLUE, BLUE], ylabel=unit, title=title)
+        axis.axvline(result.best_epoch, color=GREY, linestyle=":", label=f"best epoch ({result.best_epoch})")
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(describe_run(provenance), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def plot_confusion(labels, predictions, provenance):
+    """The confusion matrix (rows: true class) and the F1 of every class, side by side."""
+    classes = provenance["classes"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)))
+    display = ConfusionMatrixDisplay(confusion_matrix(labels, predictions, labels=range(len(classes))), display_labels=classes)
+    display.plot(ax=left, cmap="Blues", colorbar=False, xticks_rotation=45)
+    scores = f1_score(labels, predictions, average=None, labels=range(len(classes)), zero_division=0)
+    right.bar_label(right.barh(classes, scores, color=BLUE), fmt="%.2f", padding=2)
+    right.invert_yaxis()
+    right.set(xlim=(0, 1.1), xlabel="F1", title=f"macro-F1 {scores.mean():.3f}")
+    figure.suptitle(f"validation, {len(labels)} images | {describe_run(provenance)}", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def plot_timings(summaries):
+    """Where the time of each run went: a stacked bar of seconds by phase."""
+    seconds = pd.DataFrame({summary["model"]: summary["timings"] for summary in summaries}).T.iloc[::-1]
+    axis = seconds.plot.barh(stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=[GREY, GREEN, BLUE, ORANGE])
+    axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in seconds.sum(axis=1)])
+    axis.set(xlabel="seconds", title="time by phase", xlim=(0, 1.12 * seconds.sum(axis=1).max()))
+    axis.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.3))
+    return axis.figure
+
+
+def plot_models(summaries):
+    """Best-epoch validation accuracy of several runs with 95 % Wilson intervals; random weights hatched."""
+    accuracies = [summary["best"]["val_acc"] for summary in summaries]
+    errors = [[abs(a - s["accuracy_interval"][side]) for a, s in zip(accuracies, summaries)] for side in (0, 1)]
+    hatches = ["///" if summary["weights"]["kind"] == "random" else "" for summary in summaries]
+    labels = [f"{summary['model']}\n{summary['weights']['source'][:44]}" for summary in summaries]
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.6 * len(summaries)))
+    bars = axis.barh(labels, accuracies, xerr=errors, capsize=3, color="#9ECAE1", edgecolor=BLUE, hatch=hatches)
+    axis.bar_label(bars, [f"{accuracy:.1%}" for accuracy in accuracies], padding=4)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.15), xlabel="accuracy at the best epoch, 95 % interval; hatched: random weights, no transfer")
+    drawn = " (synthetic: drawn pictures)" if summaries[0]["synthetic"] else ""
+    axis.set_title(f"{summaries[0]['data']}{drawn}, {summaries[0]['n_val']} validation images", fontsize=9)
+    return figure

@@ -1,0 +1,102 @@
+"""The study protocol for one backbone, start to end: freeze it, keep its features, train the head, describe the run."""
+
+from collections import namedtuple
+
+import torch
+from sklearn.metrics import f1_score
+
+from .artifacts import split_hash
+from .backbones import (
+    choose_device,
+    choose_precision,
+    create_backbone,
+    estimate_batchnorm,
+    make_head,
+    set_head,
+    split_at,
+    state_hash,
+)
+from .features import feature_drawer, timed
+from .metrics import accuracy_interval
+from .train import evaluate, train
+
+# What all backbones of one study share. views: `Views`; indices: {"train": int64 [N], "val": int64 [M]}; blocks(view,
+# indices): as `view_blocks` makes it; settings: epochs, patience, batch_size, lr, views, hidden, dropout.
+Study = namedtuple("Study", "image_set views indices blocks settings seed")
+
+# One backbone, frozen: the whole model, its two parts, `draw(part, view)` for its features, and the seconds by phase.
+Frozen = namedtuple("Frozen", "model lower upper info draw frozen_hash timings")
+
+
+def transform_text(transform):
+    """A transform as one line of text, its parameters included."""
+    return " ".join(repr(transform).split())
+
+
+def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
+    """Creates a backbone with the study's head on it and freezes all but the head -> Frozen.
+
+    Raises:
+        UserError: as `create_backbone`.
+    """
+    timings, settings, device = {}, study.settings, choose_device()
+    sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": study.seed}
+    with timed(timings, "weights"):
+        model, info = create_backbone(name, weights)
+        set_head(model, make_head(model.head_hidden_size, len(study.image_set.classes), **sizes)).to(device)
+        if info.kind == "random":  # on all clean images: no label is seen
+            clean = [block for index in study.indices.values() for block in study.blocks(0, index)]
+            estimate_batchnorm(model, torch.cat(clean), device=device)
+        lower, upper = split_at(model, "features")
+        frozen_hash = state_hash(lower)
+    key = {"data": study.image_set.digest, "views": [transform_text(t) for t in study.views], "seed": study.seed}
+    draw = feature_drawer(lower, study.blocks, study.indices, key, cache_dir=cache_dir, timings=timings)
+    return Frozen(model, lower, upper, info, draw, frozen_hash, timings)
+
+
+def train_study(frozen, study, *, progress=True):
+    """Trains the head of a frozen backbone by the study protocol -> (TrainResult, provenance).
+
+    The training views are drawn when an epoch first asks for them. The model of `frozen` ends with its best weights.
+    """
+    draw, timings, settings = frozen.draw, frozen.timings, study.settings
+    labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
+
+    def view_of(epoch):
+        return draw("train", 1 + epoch % settings["views"])
+
+    val_x = draw("val", 0)
+    if choose_device().type == "cpu":
+        images = len(labels["train"]) * (min(settings["views"], settings["epochs"]) + 1)
+        seconds = images * timings["validation images"] / len(val_x)
+        print(f"{frozen.info.name}: the training views will take about {seconds:.0f} s on this CPU")
+    clean_x = draw("train", 0)
+    drawn = timings["training views"]
+    with timed(timings, "head"):
+        options = {name: settings[name] for name in ("epochs", "patience", "batch_size", "lr")}
+        options |= {"clean_x": clean_x, "seed": study.seed, "progress": progress}
+        result = train(frozen.upper, view_of, labels["train"], val_x, labels["val"], **options)
+    timings["head"] -= timings["training views"] - drawn
+    return result, describe_study(frozen, study, evaluate(frozen.upper, val_x, labels["val"]), labels["val"])
+
+
+def describe_study(frozen, study, val, val_labels):
+    """The provenance of a run: data, split, weights, settings, scores on validation, whether the frozen part stayed so."""
+    image_set, head = study.image_set, frozen.upper
+    correct, device = int((val["predictions"] == val_labels).sum()), next(frozen.lower.parameters()).device
+    return {
+        "model": frozen.info.name, "timm_name": frozen.info.timm_name, "protocol": "study", "data": image_set.name,
+        "data_digest": image_set.digest, "synthetic": image_set.synthetic, "rejected": image_set.rejected,
+        "classes": image_set.classes, "n_train": len(study.indices["train"]), "n_val": len(val_labels),
+        "split_hash": split_hash(image_set, study.indices["train"], study.indices["val"]),
+        "weights": frozen.info._asdict(), "frozen_hash_before": frozen.frozen_hash,
+        "frozen_hash_after": state_hash(frozen.lower), "settings": study.settings, "seed": study.seed,
+        "head": {"in_features": head[0].in_features, "hidden": head[0].out_features, "dropout": head[2].p},
+        "transforms": {name: transform_text(transform) for name, transform in study.views._asdict().items()},
+        "mean": frozen.model.pretrained_cfg["mean"], "std": frozen.model.pretrained_cfg["std"],
+        "parameters": sum(p.numel() for p in frozen.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in head.parameters()),
+        "accuracy_interval": accuracy_interval(correct, len(val_labels)), "val_predictions": val["predictions"].tolist(),
+        "macro_f1": float(f1_score(val_labels, val["predictions"], average="macro")),
+        "device": device.type, "precision": str(choose_precision(device)), "timings": dict(frozen.timings),
+    }
