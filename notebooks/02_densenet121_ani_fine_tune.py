@@ -29,8 +29,8 @@
 
 # %% id="imports"
 import copy
-import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -143,6 +143,7 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
+warnings.showwarning = lambda message, *where: print(f"warning: {message}")  # without the kernel's temporary file names
 device = choose_device()
 print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
 
@@ -436,8 +437,8 @@ for axis, title, values in (
     (axes[1], "seconds", [sum(resnet["timings"].values()), sum(densenet["timings"].values())]),
     (axes[2], "parameters (million)", [resnet["parameters"] / 1e6, densenet["parameters"] / 1e6]),
 ):
-    axis.bar_label(axis.bar(names, values, color=colors, width=0.6), fmt="%.3g")
-    axis.set(title=title, ylim=(0, 1.2 * max(values)))
+    axis.bar_label(axis.bar(names, values, color=colors, width=0.6), fmt="%.3g", label_type="center", color="white")
+    axis.set(title=title, ylim=(0, 1.4 * max(values)))
 errors = [[run["best"]["val_acc"] - run["accuracy_interval"][0] for run in (resnet, densenet)],
           [run["accuracy_interval"][1] - run["best"]["val_acc"] for run in (resnet, densenet)]]
 axes[0].errorbar(names, [run["best"]["val_acc"] for run in (resnet, densenet)], yerr=errors, fmt="none", color="black", capsize=4)

@@ -33,8 +33,8 @@
 
 # %% id="imports"
 import copy
-import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -147,6 +147,7 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
+warnings.showwarning = lambda message, *where: print(f"warning: {message}")  # without the kernel's temporary file names
 device = choose_device()
 print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
 

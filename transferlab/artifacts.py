@@ -4,8 +4,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,16 +43,16 @@ def new_stamp(out_dir):
 
 
 def write_new(path, write):
-    """Calls `write(temporary)` and renames to `path`, so that no half-written file is ever seen; returns the path.
+    """Calls `write(temporary)` and renames that to `path`, so that no half-written file is ever seen; returns the path.
 
     Raises:
         UserError: `path` exists already.
     """
     if path.exists():
         raise UserError(f"{path} exists already and is not overwritten: move it or choose another out_dir")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # gone again, whatever happens
+        write(Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
     return path
 
 
@@ -60,10 +60,10 @@ def machine():
     """What the run's times and numbers depend on: processor (as it names itself) or GPU, threads, versions."""
     cpu_info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     named = re.search(r"model name\s*: (.*)", cpu_info)
-    cpu = f"{named[1] if named else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+    cpu = f"{named[1] if named else sys.platform} ({torch.backends.cpu.get_cpu_capability()})"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "scikit-learn", "pillow")}
-    gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
-    return {"processor": gpu or cpu, "threads": torch.get_num_threads(), "versions": versions | {"python": platform.python_version()}}
+    cpu = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    return {"processor": cpu, "threads": torch.get_num_threads(), "versions": versions | {"python": sys.version.split()[0]}}
 
 
 def split_hash(image_set, train_index, val_index):
@@ -84,7 +84,7 @@ def save_run(out_dir, model, result, provenance, *, stamp):
     `provenance` is a dict of plain values, as `describe_study` makes it. The summary lies beside the model too, since
     it says how to build it and feed it (classes, head, transforms, mean and std, weights).
     """
-    name, history = provenance["model"], result.history
+    name, history = re.sub(r"[^\w.-]", "_", provenance["model"]), result.history  # hf-hub:timm/... is no file name
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     summary = provenance | machine() | {"stamp": stamp, "epochs_run": len(history)} | best_rows(result)
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
@@ -99,7 +99,7 @@ def save_run(out_dir, model, result, provenance, *, stamp):
 
 def save_figure(figure, out_dir, name, *, stamp):
     """Writes a figure as img/NAME_STAMP.png -> Path."""
-    path = Path(out_dir) / f"img/{name}_{stamp}.png"
+    path = Path(out_dir) / "img" / re.sub(r"[^\w.-]", "_", f"{name}_{stamp}.png")
     return write_new(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight"))
 
 
@@ -110,11 +110,12 @@ def load_model(path):
         UserError: the file or its .json is missing, damaged, or they do not belong together.
     """
     described_path = Path(path).with_suffix(".json")
-    if not described_path.is_file():
-        raise UserError(f"{described_path} is missing: a saved model is the pair .safetensors and .json")
-    described = json.loads(described_path.read_text(encoding="utf-8"))
-    sizes = {name: described["head"][name] for name in ("in_features", "hidden", "dropout")}
-    model = set_head(build_model(described["timm_name"]), make_head(num_classes=len(described["classes"]), **sizes))
+    try:
+        described = json.loads(described_path.read_text(encoding="utf-8"))
+        model = build_model(described["timm_name"])
+        set_head(model, make_head(num_classes=len(described["classes"]), **described["head"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{described_path}, part of the saved model, is missing or damaged ({error!r})") from error
     load_all(model, read_weights(path), path)
     return model.eval(), described
 
@@ -133,10 +134,13 @@ def predict_image(model, classes, transform, path):
 
 def find_matching_run(out_dir, model, provenance):
     """The latest summary of `model` in `out_dir` with the same data, split, weights kind, precision and settings as
-    `provenance`; None where there is none."""
+    `provenance`; None where there is none. Files that are no such summary are skipped and named."""
     same = ("data_digest", "split_hash", "protocol", "settings", "seed", "transforms", "synthetic", "precision")
     for path in sorted((Path(out_dir) / "result").glob(f"{model}_summary_*.json"), reverse=True):
-        summary = json.loads(path.read_text())
-        if all(summary.get(key) == provenance[key] for key in same) and summary["weights"]["kind"] == provenance["weights"]["kind"]:
-            return summary
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if all(summary[key] == provenance[key] for key in same) and summary["weights"]["kind"] == provenance["weights"]["kind"]:
+                return summary
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"skipped {path.name}: not a summary of this version ({type(error).__name__}: {error})")
     return None

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -43,10 +44,11 @@ def state_hash(module):
 
 def download_weights(repo_id):
     """Downloads model.safetensors of a hub repository, or takes it from the hub's cache: (path, "") or (None, why not)."""
-    cached = try_to_load_from_cache(repo_id, "model.safetensors")
-    if isinstance(cached, str):
-        return cached, ""
-    try:  # asked first, because hf_hub_download alone repeats a failed connection for about 20 s
+    try:
+        cached = try_to_load_from_cache(repo_id, "model.safetensors")
+        if isinstance(cached, str):
+            return cached, ""
+        # asked first, because hf_hub_download alone repeats a failed connection for about 20 s
         get_hf_file_metadata(hf_hub_url(repo_id, "model.safetensors"), timeout=5)
         return hf_hub_download(repo_id, "model.safetensors"), ""
     except Exception as error:  # its class differs between versions of huggingface_hub (requests, httpx)
@@ -64,18 +66,18 @@ def read_weights(path):
     except Exception as error:  # safetensors and pickles fail in many ways; all mean that the file is not usable
         reason = f"{' '.join(str(error).split())[:160]}{lost_tensors(path)}"
         raise UserError(f"weights file {path} is missing, damaged or no plain tensors ({reason})") from error
-    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor) or not value.isfinite().all()]
+    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor) or not value.float().isfinite().all()]
     if wrong:
         raise UserError(f"weights file {path} holds {len(wrong)} entries that are no finite tensors: {wrong[:4]}")
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def lost_tensors(path):
-    """Names the tensors that a truncated safetensors file has lost: ""  where its header is gone, or it is another file."""
+    """Names the tensors that a truncated safetensors file has lost, as far as its JSON header is there; "" for other files."""
     data = Path(path).read_bytes() if Path(path).is_file() else b""
-    start = 8 + int.from_bytes(data[:8], "little")  # the length of a JSON header, padded with spaces
-    header = json.loads(data[8:start]) if data[8:start].rstrip().endswith(b"}") else {}
-    lost = [key for key, entry in header.items() if start + entry.get("data_offsets", [0, 0])[1] > len(data)]
+    start = 8 + int.from_bytes(data[:8], "little")  # the header's length comes first
+    entries = re.findall(rb'"([^"]+)":\s*{[^{}]*"data_offsets":\s*\[\d+,\s*(\d+)\]', data[8:start])  # it may be cut off itself
+    lost = [key.decode(errors="replace") for key, end in entries if start + int(end) > len(data)]
     return f"; {len(lost)} tensors are cut off: {lost[:4]}" if lost else ""
 
 
@@ -161,7 +163,7 @@ def find_pretrained(name, weights):
 
 def hub_repository(timm_name):
     """The hub repository of a timm model's weights; None where it has none."""
-    config = None if timm_name.startswith("hf-hub:") else timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
+    config = timm.get_pretrained_cfg(timm_name) if timm.is_model_pretrained(timm_name) else None
     return config.hf_hub_id if config else timm_name.removeprefix("hf-hub:") if ":" in timm_name else None
 
 
@@ -203,7 +205,8 @@ def normalize(model, images):
 
 def estimate_batchnorm(model, images, *, device, batch_size=32):
     """Estimates a randomly initialised model's BatchNorm statistics on clean uint8 images [N, 3, H, W]; no label is seen."""
-    update_bn((normalize(model, batch.to(device)) for batch in images.split(batch_size)), model.to(device))
+    batches = images.tensor_split(-(-len(images) // batch_size))  # of one size: each counts the same
+    update_bn((normalize(model, batch.to(device)) for batch in batches), model.to(device))
 
 
 def make_head(in_features, num_classes, *, hidden=512, dropout=0.5, seed=0):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def load_or_extract(cache_dir, key, compute):
     """
     if not cache_dir:
         return compute()
-    path = Path(cache_dir) / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.safetensors"
+    path = Path(cache_dir).expanduser() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             features = file.get_tensor("features")
@@ -30,7 +31,7 @@ def load_or_extract(cache_dir, key, compute):
             warnings.warn(f"kept features {path.name} are damaged ({error}): computed again", stacklevel=2)
     features = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"features": features.contiguous()}, temporary, metadata={"sha256": tensor_hash(features)})
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed when whole: nobody reads half a file
+        save_file({"features": features.contiguous()}, Path(folder) / path.name, metadata={"sha256": tensor_hash(features)})
+        os.replace(Path(folder) / path.name, path)
     return features

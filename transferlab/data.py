@@ -31,11 +31,14 @@ def sub_folders(folder):
 
 
 def folder_layout(folder):
-    """Says how `folder` holds images: "split" (train/ and val/ with class folders), "classes", or None."""
+    """Says how `folder` holds images: "split" (train/ and val/ with class folders), "classes", or None.
+
+    A sub-folder that is an image folder itself is no class, though a README may lie in it.
+    """
     children = sub_folders(folder)
     if set(SPLITS) <= {child.name for child in children}:
         return "split"
-    files = (entry for child in children for entry in child.iterdir() if not entry.name.startswith("."))
+    files = (entry for child in children if not folder_layout(child) for entry in child.iterdir() if entry.name[0] != ".")
     return "classes" if any(entry.is_file() for entry in files) else None
 
 

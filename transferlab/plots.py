@@ -1,5 +1,7 @@
 """Figures. Colours (Okabe-Ito) stay apart in grey and for colour-blind readers; labels are English."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -20,8 +22,7 @@ def plot_class_counts(image_set, indices):
     axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(figsize=(7, 3), rot=0, color=[BLUE, ORANGE], ylabel="images")
     for bars in axis.containers:
         axis.bar_label(bars)
-    axis.margins(y=0.12)
-    axis.set_title(f"{image_set.name}{' (synthetic)' if image_set.synthetic else ''}: {len(image_set.labels)} images")
+    axis.set(title=f"{image_set.name}{' (synthetic)' * image_set.synthetic}: {len(image_set.labels)} images", ymargin=0.12)
     return axis.figure
 
 
@@ -41,7 +42,7 @@ def plot_history(result, provenance, kind):
     """The learning curves of one run: `kind` is "loss", "accuracy" or "combined" (both side by side)."""
     kinds = {"loss": ("loss", "cross-entropy (nats)"), "accuracy": ("acc", "accuracy")}
     kinds = kinds if kind == "combined" else {kind: kinds[kind]}
-    figure, axes = plt.subplots(1, len(kinds), figsize=(5.2 * len(kinds), 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.2 * len(kinds), 3.6), squeeze=False, layout="constrained")
     history = pd.DataFrame(result.history).set_index("epoch")
     labels = ["validation", "train (augmented, dropout)", "train (clean, no dropout)"]
     for axis, (title, (short, unit)) in zip(axes[0], kinds.items()):
@@ -50,14 +51,13 @@ def plot_history(result, provenance, kind):
         axis.axvline(result.best_epoch, color=GREY, linestyle=":", label=f"best epoch ({result.best_epoch})")
         axis.legend(frameon=False, fontsize=8)
     figure.suptitle(describe_run(provenance), fontsize=9)
-    figure.tight_layout()
     return figure
 
 
 def plot_confusion(labels, predictions, provenance):
     """The confusion matrix (rows: true class) and the F1 of every class, side by side."""
     classes = provenance["classes"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)), layout="constrained")
     display = ConfusionMatrixDisplay(confusion_matrix(labels, predictions, labels=range(len(classes))), display_labels=classes)
     display.plot(ax=left, cmap="Blues", colorbar=False, xticks_rotation=45)
     scores = f1_score(labels, predictions, average=None, labels=range(len(classes)), zero_division=0)
@@ -65,7 +65,6 @@ def plot_confusion(labels, predictions, provenance):
     right.invert_yaxis()
     right.set(xlim=(0, 1.1), xlabel="F1", title=f"macro-F1 {scores.mean():.3f}")
     figure.suptitle(f"validation, {len(labels)} images | {describe_run(provenance)}", fontsize=9)
-    figure.tight_layout()
     return figure
 
 
@@ -84,8 +83,8 @@ def plot_models(summaries):
     accuracies = [summary["best"]["val_acc"] for summary in summaries]
     errors = [[abs(a - s["accuracy_interval"][side]) for a, s in zip(accuracies, summaries)] for side in (0, 1)]
     hatches = ["///" if summary["weights"]["kind"] == "random" else "" for summary in summaries]
-    labels = [f"{summary['model']}\n{summary['weights']['source'][:44]}" for summary in summaries]
-    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.6 * len(summaries)))
+    labels = [textwrap.fill(f"{s['model']}: {s['weights']['source']}", 58, max_lines=3) for s in summaries]
+    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.7 * len(summaries)))
     bars = axis.barh(labels, accuracies, xerr=errors, capsize=3, color="#9ECAE1", edgecolor=BLUE, hatch=hatches)
     axis.bar_label(bars, [f"{accuracy:.1%}" for accuracy in accuracies], padding=4)
     axis.invert_yaxis()

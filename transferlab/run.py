@@ -96,9 +96,11 @@ def result_table(summaries):
     """The runs as a table for the terminal."""
     rows = [
         {
-            "model": s["model"], "accuracy": f"{s['best']['val_acc']:.1%}", "best epoch/epochs": f"{s['best_epoch']}/{s['epochs_run']}",
-            "seconds": f"{sum(s['timings'].values()):.0f}", "data": s["data"] + (" (synthetic)" if s["synthetic"] else ""),
-            "weights": "random initialisation: measures no transfer" if s["weights"]["kind"] == "random" else s["weights"]["source"],
+            "model": s["model"], "accuracy": f"{s['best']['val_acc']:.1%}",
+            "best epoch/epochs": f"{s['best']['epoch']}/{s['epochs_run']}",
+            "seconds": f"{sum(s['timings'].values()):.0f}",
+            "data": s["data"] + (" (synthetic)" if s["synthetic"] else ""),
+            "weights": s["weights"]["source"] + (": measures no transfer" if s["weights"]["kind"] == "random" else ""),
         }
         for s in summaries
     ]
@@ -115,7 +117,7 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=4, seed
     root = Path(__file__).resolve().parents[1]
     missing = [number for number in numbers if not (root / f"{NOTEBOOKS.get(number, number)}.ipynb").is_file()]
     if missing:
-        raise UserError(f"no notebook {missing[0]} in {root}: run from a clone of the repository, with ONLY one of {list(NOTEBOOKS)}")
+        raise UserError(f"no notebook {missing[0]} in {root}: run from a clone of the repository, one of {list(NOTEBOOKS)}")
     out = prepare_out_dir(out).resolve()
     before, stamp = list_outputs(out), new_stamp(out)
     weights = find_run_weights(weights, Path("weights"))

@@ -73,9 +73,8 @@ def train_study(frozen, study, *, progress=True):
     clean_x = draw("train", 0)
     drawn = timings["training views"]
     with timed(timings, "head"):
-        options = {name: settings[name] for name in ("epochs", "patience", "batch_size", "lr")}
-        options |= {"clean_x": clean_x, "seed": study.seed, "progress": progress}
-        result = train(frozen.upper, view_of, labels["train"], val_x, labels["val"], **options)
+        options = {name: settings[name] for name in ("epochs", "patience", "batch_size", "lr")} | {"seed": study.seed}
+        result = train(frozen.upper, view_of, labels["train"], val_x, labels["val"], clean_x=clean_x, progress=progress, **options)
     timings["head"] -= timings["training views"] - drawn
     return result, describe_study(frozen, study, evaluate(frozen.upper, val_x, labels["val"]), labels["val"])
 
@@ -97,6 +96,6 @@ def describe_study(frozen, study, val, val_labels):
         "parameters": sum(p.numel() for p in frozen.model.parameters()),
         "trainable_parameters": sum(p.numel() for p in head.parameters()),
         "accuracy_interval": accuracy_interval(correct, len(val_labels)), "val_predictions": val["predictions"].tolist(),
-        "macro_f1": float(f1_score(val_labels, val["predictions"], average="macro")),
+        "val_labels": val_labels.tolist(), "macro_f1": float(f1_score(val_labels, val["predictions"], average="macro")),
         "device": device.type, "precision": str(choose_precision(device)), "timings": dict(frozen.timings),
     }

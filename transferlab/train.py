@@ -54,7 +54,7 @@ def check_loss(loss, x, epoch, lr):
         UserError: names the epoch and the likely cause.
     """
     if not math.isfinite(loss):
-        high = f"the learning rate {lr} is probably too high: try {lr / 10}"
+        high = f"the learning rate {lr} is probably too high: try {lr / 10:g}"
         bad = "the features hold NaN or infinity: the weights are damaged, or the precision overflows (use fp32)"
         raise UserError(f"epoch {epoch}: the loss is {loss}; {high if x.isfinite().all() else bad}")
 
@@ -83,10 +83,10 @@ def train(upper, view_of, labels, val_x, val_y, *, clean_x, epochs=30, patience=
         x = view_of(epoch).to(device)
         order = torch.randperm(len(labels), generator=shuffle).to(device)
         train_loss, train_acc = train_one_epoch(upper, optimizer, x, labels, order, batch_size=batch_size)
-        check_loss(train_loss, x, epoch + 1, lr)
         clean = evaluate(upper, clean_x, labels)
         val = evaluate(upper, val_x, val_y)
-        check_loss(val["loss"], val_x, epoch + 1, lr)
+        for loss, features in ((train_loss, x), (clean["loss"], clean_x), (val["loss"], val_x)):
+            check_loss(loss, features, epoch + 1, lr)
         row = [epoch + 1, train_loss, train_acc, clean["loss"], clean["accuracy"], val["loss"], val["accuracy"]]
         history.append(dict(zip(HISTORY_COLUMNS, [*row, time.perf_counter() - started])))
         bar.set_postfix_str(f"val_loss {val['loss']:.3f} val_acc {val['accuracy']:.3f}")

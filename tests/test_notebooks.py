@@ -1,0 +1,137 @@
+"""Each notebook alone: copied into an empty folder, transferlab unimportable, on a small image folder."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
+PARAMETERS = ["data_dir", "weights", "epochs", "views", "seed", "out_dir", "cache_dir", "mount_drive"]
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    """Discs and squares, 8 of each, unsplit: a user's own folder."""
+    folder = tmp_path_factory.mktemp("own_images")
+    for name in ("disc", "square"):
+        (folder / name).mkdir()
+        for i in range(8):
+            image = Image.new("RGB", (60 + i, 50), (20 * i, 90, 120))
+            box = (10 + i, 8, 40 + i, 38)
+            draw = ImageDraw.Draw(image)
+            draw.ellipse(box, fill="white") if name == "disc" else draw.rectangle(box, fill="white")
+            image.save(folder / name / f"{i}.png")
+    return folder
+
+
+def cell(notebook, cell_id):
+    return next(c for c in nbformat.read(notebook, as_version=4).cells if c.id == cell_id)
+
+
+def run_alone(notebook, image_folder, folder, monkeypatch, *, stubs=None):
+    """Runs a copy in `folder`, every import of transferlab refused -> the executed notebook."""
+    stub_root = folder / "stubs"
+    for name, source in {"transferlab": "raise ImportError('a notebook must not need it')", **(stubs or {})}.items():
+        (stub_root / name).mkdir(parents=True)
+        (stub_root / name / "__init__.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(stub_root))
+    alone = folder / "alone"
+    alone.mkdir()
+    shutil.copy(notebook, alone)
+    parameters = {"data_dir": str(image_folder), "weights": "none", "epochs": 2, "views": 1}
+    copy = folder / "executed.ipynb"
+    papermill.execute_notebook(str(alone / notebook.name), str(copy), parameters=parameters, progress_bar=False, cwd=str(alone))
+    return alone, nbformat.read(copy, as_version=4)
+
+
+def printed(executed):
+    return "".join(o.text for c in executed.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream")
+
+
+def check_files(alone, models):
+    for model in models:
+        (summary,) = (alone / "result").glob(f"{model}_summary_*.json")
+        values = json.loads(summary.read_text())
+        assert values["frozen_hash_before"] == values["frozen_hash_after"]
+        assert values["weights"]["kind"] == "random" and values["epochs_run"] == 2 and values["n_val"] == 5
+        assert len(list((alone / "result").glob(f"{model}_results_*.csv"))) == 1
+        assert {p.suffix for p in (alone / "model").glob(f"{model}_best_*")} == {".json", ".safetensors"}
+
+
+def test_there_are_three():
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name[:2])
+def test_structure(notebook):
+    code = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    assert "parameters" in code[1].metadata.tags
+    assert [target.id for node in ast.parse(code[1].source).body for target in node.targets] == PARAMETERS
+    assert all(isinstance(node.value, ast.Constant) for node in ast.parse(code[1].source).body)  # no derived value
+    assert not any("import transferlab" in c.source or "from transferlab" in c.source for c in code)
+    assert "widgets" not in nbformat.read(notebook, as_version=4).metadata
+
+
+def test_notebooks_define_every_name():
+    command = [sys.executable, "-m", "ruff", "check", "--select", "F821,F811", *map(str, NOTEBOOKS)]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name[:2])
+@pytest.mark.parametrize("mount", [True, False])
+def test_drive_is_mounted_where_asked(notebook, mount, monkeypatch):
+    mounted, prepared = [], []
+    drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
+    monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace())
+    space = {
+        "mount_drive": mount, "out_dir": ".", "prepare_out_dir": prepared.append, "warnings": types.SimpleNamespace(),
+        "choose_device": lambda: types.SimpleNamespace(type="cpu"), "choose_precision": str,
+        "torch": types.SimpleNamespace(__version__=""),
+    }
+    exec(cell(notebook, "setup-end").source, space)
+    assert mounted == (["/content/drive"] if mount else [])
+    assert prepared == (["/content/drive/MyDrive/transferlab"] if mount else ["."])
+
+
+@pytest.mark.slow
+def test_01_alone_as_in_colab(image_folder, tmp_path, monkeypatch):
+    stubs = {"google": "", "google/colab": "class drive:\n    mount = None\n"}
+    alone, executed = run_alone(NOTEBOOKS[0], image_folder, tmp_path, monkeypatch, stubs=stubs)
+    check_files(alone, ["resnet50"])
+    assert "this run measures no transfer" in printed(executed)
+    assert "/tmp/ipykernel" not in printed(executed)
+    assert len(list((alone / "img").glob("resnet50_*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_02_alone_trains_resnet50_itself(image_folder, tmp_path, monkeypatch):
+    alone, executed = run_alone(NOTEBOOKS[1], image_folder, tmp_path, monkeypatch)
+    check_files(alone, ["densenet121", "resnet50"])
+    assert "no matching run of resnet50" in printed(executed) and "exact McNemar p" in printed(executed)
+    assert len(list((alone / "img").glob("training_results_*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_03_alone(image_folder, tmp_path, monkeypatch):
+    alone, executed = run_alone(NOTEBOOKS[2], image_folder, tmp_path, monkeypatch)
+    check_files(alone, ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"])
+    assert "random initialisation: measures no transfer" in printed(executed)
+    assert len(list((alone / "img").glob("training_results_*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_a_folder_without_images_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        run_alone(NOTEBOOKS[0], tmp_path / "empty", tmp_path, monkeypatch)
+    assert error.value.ename == "UserError" and "no images" in error.value.evalue

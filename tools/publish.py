@@ -1,0 +1,98 @@
+"""Executes the notebooks in place on given data and weights, and names their runs in report/runs.toml (`make publish`).
+
+    python tools/publish.py --data DIR --weights DIR [--only 01]
+
+Pictures of a dataset never enter a committed notebook: cells tagged `shows-images` get the output of a second run on drawn
+pictures, which ends at the last such cell. Result files of runs that are no longer named are deleted.
+"""
+
+import argparse
+import hashlib
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import nbformat
+from build_notebooks import read_notebook, store_outputs, write_text
+
+from transferlab.artifacts import new_stamp, prepare_out_dir
+from transferlab.errors import UserError
+from transferlab.run import DATASETS, NOTEBOOKS, find_data, find_run_weights, list_outputs, run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "report" / "runs.toml"
+
+
+def draw_pictures(number, source, folder):
+    """Executes a notebook up to its last `shows-images` cell on drawn pictures -> executed notebook."""
+    notebook = nbformat.read(source, as_version=4)
+    last = max(i for i, cell in enumerate(notebook.cells) if "shows-images" in cell.metadata.get("tags", []))
+    notebook.cells = notebook.cells[: last + 1]
+    short, copy = folder / f"short_{number}.ipynb", folder / f"pictures_{number}.ipynb"
+    nbformat.write(notebook, short)
+    name, _, draw = DATASETS[number]
+    run_notebook(short, copy, {"data_dir": str(draw(folder / f"synthetic_{name}")), "out_dir": str(folder), "weights": "none"})
+    return nbformat.read(copy, as_version=4)
+
+
+def publish_notebook(number, data, weights):
+    """Executes one notebook at the study's settings and stores its outputs in place -> the files it wrote, sorted."""
+    target, before = ROOT / f"{NOTEBOOKS[number]}.ipynb", list_outputs(ROOT)
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        copy = scratch / f"executed_{number}.ipynb"
+        parameters = {"data_dir": str(find_data(number, data, ROOT / "data").resolve()), "weights": weights, "out_dir": str(ROOT)}
+        run_notebook(target, copy, parameters)
+        pictures = draw_pictures(number, target, prepare_out_dir(scratch / "pictures"))
+        executed = nbformat.read(copy, as_version=4)
+        target.write_text(write_text(store_outputs(read_notebook(target), executed, pictures)), encoding="utf-8", newline="\n")
+    return sorted(path for path in list_outputs(ROOT) - before if path.parent.name != "model")
+
+
+def write_runs(files):
+    """Writes report/runs.toml from {notebook: its files}: what the report may speak of, each file with its SHA-256."""
+    lines = ["# Written by `make publish`. The report speaks of these files and no others.\n"]
+    for number in sorted(files):
+        for path in files[number]:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            name = path.relative_to(ROOT).as_posix()
+            lines.append(f'[[files]]\nnotebook = "{number}"\npath = "{name}"\nsha256 = "{digest}"\n')
+    RUNS.write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_runs():
+    """{notebook: its files} of report/runs.toml; empty where there is none."""
+    files = {}
+    for entry in tomllib.loads(RUNS.read_text(encoding="utf-8"))["files"] if RUNS.is_file() else []:
+        files.setdefault(entry["notebook"], []).append(ROOT / entry["path"])
+    return files
+
+
+def main():
+    """Publishes all notebooks, or one -> exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--only", default="", choices=("", *NOTEBOOKS))
+    options = parser.parse_args()
+    try:
+        new_stamp(prepare_out_dir(ROOT))
+        weights = find_run_weights(options.weights, ROOT / "weights")
+        files = read_runs()
+        for number in [options.only] if options.only else NOTEBOOKS:
+            old = files.get(number, [])
+            files[number] = publish_notebook(number, options.data, weights)
+            write_runs(files)
+            for path in set(old) - {kept for named in files.values() for kept in named}:
+                path.unlink(missing_ok=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"named in {RUNS.relative_to(ROOT)}; now: make report, then: git add --all, and")
+    print("git add --force " + " ".join(str(p.relative_to(ROOT)) for named in files.values() for p in named))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
