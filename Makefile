@@ -37,7 +37,7 @@ report: $(VENV)/.test-$(LIST)
 $(VENV)/.run-$(LIST):
 	@echo "installing the packages of requirements.txt into $(VENV) (once; PyTorch alone is several GB)"
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check setuptools
+	$(PY) -m pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[data,offline,run]"
 	touch $@
 
