@@ -11,26 +11,10 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
 PARAMETERS = ["data_dir", "weights", "epochs", "views", "seed", "out_dir", "cache_dir", "mount_drive"]
-
-
-@pytest.fixture(scope="module")
-def image_folder(tmp_path_factory):
-    """Discs and squares, 8 of each, unsplit: a user's own folder."""
-    folder = tmp_path_factory.mktemp("own_images")
-    for name in ("disc", "square"):
-        (folder / name).mkdir()
-        for i in range(8):
-            image = Image.new("RGB", (60 + i, 50), (20 * i, 90, 120))
-            box = (10 + i, 8, 40 + i, 38)
-            draw = ImageDraw.Draw(image)
-            draw.ellipse(box, fill="white") if name == "disc" else draw.rectangle(box, fill="white")
-            image.save(folder / name / f"{i}.png")
-    return folder
 
 
 def cell(notebook, cell_id):

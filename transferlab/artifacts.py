@@ -84,7 +84,7 @@ def save_run(out_dir, model, result, provenance, *, stamp):
     `provenance` is a dict of plain values, as `describe_study` makes it. The summary lies beside the model too, since
     it says how to build it and feed it (classes, head, transforms, mean and std, weights).
     """
-    name, history = re.sub(r"[^\w.-]", "_", provenance["model"]), result.history  # hf-hub:timm/... is no file name
+    name, history = re.sub("[/:]", "_", provenance["model"]), result.history  # hf-hub:timm/... is no file name
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     summary = provenance | machine() | {"stamp": stamp, "epochs_run": len(history)} | best_rows(result)
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,226 @@
+"""Backbones: parity with torchvision, weights loaded whole or not at all, the hub's stand-in, the cut."""
+
+import hashlib
+import os
+import pickle
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from transferlab import backbones
+from transferlab.backbones import BACKBONES, create_backbone, make_head, normalize, set_head, split_at, state_hash
+from transferlab.errors import UserError
+
+TINY = "test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    """Weights of timm's smallest ResNet with 5 classes, as NAME.safetensors in a folder of its own."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights" / "test_resnet.safetensors"
+    path.parent.mkdir()
+    save_file(timm.create_model(TINY, num_classes=5).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    monkeypatch.setattr(backbones, "download_weights", lambda repo_id: (None, "no connection"))
+
+
+def images(n=4, size=64):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121"])
+def test_parity_with_torchvision(name, tmp_path):
+    torch.manual_seed(0)
+    reference = torchvision.models.get_model(name, weights=None).eval()
+    for module in reference.modules():  # statistics that matter, else normalisation would be a no-op
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    save_file(reference.state_dict(), tmp_path / f"{name}.safetensors")
+    model, info = create_backbone(name, tmp_path)
+    assert info.kind == "file" and info.timm_name == BACKBONES[name]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        expected = reference((images() / 255 - mean) / std)
+        logits = model.eval()(normalize(model, images()))
+    assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    assert model.head_hidden_size == (2048 if name == "resnet50" else 1024)
+
+
+def test_the_registrys_names_are_timms():
+    for name in BACKBONES.values():
+        config = timm.get_pretrained_cfg(name)
+        assert config.hf_hub_id == f"timm/{name}" and config.classifier and config.mean and config.std
+
+
+def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
+    model, _ = create_backbone("test_resnet", tiny_file)
+    set_head(model, make_head(model.head_hidden_size, 3, hidden=8))
+    lower, upper = split_at(model, "features")
+    model.eval()
+    with torch.inference_mode():
+        assert torch.allclose(upper(lower(images())), model(normalize(model, images())), atol=1e-6)
+    assert not any(p.requires_grad for p in lower.parameters()) and all(p.requires_grad for p in upper.parameters())
+    before = state_hash(lower)
+    model.train()
+    assert not lower.training
+    lower(images())
+    assert state_hash(lower) == before
+    with torch.no_grad():
+        upper[0].weight.add_(1)
+    assert torch.equal(model.get_classifier()[0].weight, upper[0].weight) and state_hash(lower) == before
+    with pytest.raises(UserError, match='unknown cut "layer9"'):
+        split_at(model, "layer9")
+
+
+def test_where_weights_are_found(tiny_file, tmp_path, monkeypatch, no_hub):
+    assert create_backbone("test_resnet", tiny_file)[1].kind == "file"
+    assert create_backbone(TINY, tiny_file.parent)[1].source == "file test_resnet.safetensors"
+    tiny_file.with_suffix(".json").write_text('{"source": "drawn", "input_size": "32"}')
+    assert create_backbone(TINY, tiny_file.parent)[1].source == "drawn, at 32 px"
+    monkeypatch.setenv("WEIGHTS_DIR", str(tiny_file.parent))
+    assert create_backbone(TINY, "auto")[1].kind == "file"
+    (tmp_path / "other").mkdir()
+    assert create_backbone(TINY, tmp_path / "other")[1].kind == "file"  # looked for as under auto
+    monkeypatch.delenv("WEIGHTS_DIR")
+    with pytest.warns(UserWarning, match="measures no transfer"):
+        assert create_backbone(TINY, tmp_path / "other")[1].kind == "random"
+    assert create_backbone(TINY, "none")[1].kind == "random"
+    with pytest.raises(UserError, match="do not exist"):
+        create_backbone(TINY, tmp_path / "nothing")
+    with pytest.raises(UserError, match="no_such_model"):
+        create_backbone("no_such_model", "none")
+
+
+def test_a_classifier_of_another_size_is_fine_and_half_precision_is_cast(tiny_file):
+    state = {k: v.half() if v.is_floating_point() else v for k, v in timm.create_model(TINY, num_classes=5).state_dict().items()}
+    save_file(state, tiny_file)
+    model, _ = create_backbone("test_resnet", tiny_file)
+    assert model.num_classes == 5 and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"].float())
+
+
+def test_files_that_do_not_fit_are_errors_that_name_the_keys(tiny_file):
+    good = timm.create_model(TINY, num_classes=5).state_dict()
+
+    def error(state):
+        save_file(state, tiny_file)
+        with pytest.raises(UserError) as caught:
+            create_backbone("test_resnet", tiny_file)
+        assert "\n" not in str(caught.value) and str(tiny_file) in str(caught.value)
+        return str(caught.value)
+
+    key = "layer1.0.conv1.weight"
+    assert key in error({k: v for k, v in good.items() if k != key})
+    assert "surplus.weight" in error(good | {"surplus.weight": torch.zeros(2)})
+    assert key in error(good | {key: torch.zeros(2, 2)})
+    assert key in error(good | {key: torch.full_like(good[key], float("nan"))})
+    save_file(good, tiny_file)
+    tiny_file.write_bytes(tiny_file.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"tensors are cut off: \['"):
+        create_backbone("test_resnet", tiny_file)
+    tiny_file.write_bytes(b"\x05")
+    with pytest.raises(UserError, match="damaged"):
+        create_backbone("test_resnet", tiny_file)
+
+
+def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was_run"),)
+
+    for name, content in (("a.pth", pickle.dumps({"x": Payload()})), ("b.pth", None)):
+        path = tmp_path / name
+        path.write_bytes(content) if content else torch.save({"x": Payload()}, path)
+        with pytest.raises(UserError, match="no plain tensors"):
+            create_backbone(TINY, path)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_random_initialisation_is_live_and_reproducible():
+    model, info = create_backbone("resnet18", "none")
+    torch.manual_seed(0)
+    expected = timm.create_model("resnet18", zero_init_last=False)
+    assert state_hash(model) == state_hash(expected) == info.sha256
+    backbones.estimate_batchnorm(model, images(8), device=torch.device("cpu"), batch_size=4)
+    x = model.conv1(normalize(model, images(8)))
+    assert torch.allclose(model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)
+    assert not model.bn1.momentum is None
+
+
+def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
+    for flags, expected in (("fma avx2 avx512f", torch.float32), ("avx512f avx512_bf16", torch.bfloat16)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        monkeypatch.setattr(backbones, "Path", lambda _: Path(tmp_path / "cpuinfo"))
+        assert backbones.choose_precision(torch.device("cpu")) == expected
+    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert backbones.choose_precision(torch.device("cuda")) == expected
+
+
+# --- the hub ----------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the hub on 127.0.0.1 and an empty cache; `files` maps a path to its bytes."""
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            body = self.server.files.get(self.path)
+            self.send_response(200 if body else 404)
+            if body:
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            if self.command == "GET" and body:
+                self.wfile.write(body[: self.server.cut])
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.cut = {}, None
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_weights_come_from_the_hub_and_then_from_its_cache(hub, tiny_file):
+    hub.files[f"/timm/{TINY}/resolve/main/model.safetensors"] = tiny_file.read_bytes()
+    model, info = create_backbone(TINY, "auto")
+    assert (info.kind, info.source, model.num_classes) == ("hub", f"hub: timm/{TINY}", 5)
+    assert info.sha256 == create_backbone(TINY, tiny_file)[1].sha256
+    hub.files.clear()
+    assert create_backbone(TINY, "auto")[1].kind == "hub"  # offline, from the cache
+
+
+def test_a_hub_without_an_answer_is_given_up_soon_and_said_so(hub):
+    hub.shutdown()
+    hub.server_close()
+    began = time.monotonic()
+    with pytest.warns(UserWarning, match="random initialisation .*measures no transfer"):
+        assert create_backbone(TINY, "auto")[1].kind == "random"
+    assert time.monotonic() - began < 8

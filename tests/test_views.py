@@ -1,0 +1,55 @@
+"""The study's transforms, and views that depend on seed, view and path alone."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from transferlab.views import anime_views, hymenoptera_views, render_view, view_seed
+
+Few = namedtuple("Few", "images paths")
+
+
+@pytest.fixture
+def few():
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(40, 60), (50, 50), (70, 30)]
+    return Few([torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes], ["a/0", "a/1", "b/0"])
+
+
+def test_transforms_are_the_studys():
+    jitter = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+    anime = [v2.Resize((224, 224)), v2.RandomHorizontalFlip(), v2.RandomRotation(15), jitter]
+    insects = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.RandomRotation(30), jitter]
+    insects.append(v2.RandomAffine(0, translate=(0.1, 0.1)))
+    assert repr(anime_views().train) == repr(v2.Compose(anime))
+    assert repr(anime_views().val) == repr(v2.Compose([v2.Resize((224, 224))]))
+    assert repr(hymenoptera_views().train) == repr(v2.Compose(insects))
+    assert repr(hymenoptera_views().val) == repr(v2.Compose([v2.Resize(256), v2.CenterCrop(224)]))
+
+
+@pytest.mark.parametrize("views", [anime_views(32), hymenoptera_views(32)])
+def test_a_view_is_the_transform_under_its_own_seed(few, views):
+    rendered = render_view(few, views.train, view=3, seed=7)
+    assert rendered.shape == (3, 3, 32, 32) and rendered.dtype == torch.uint8
+    for image, path, one in zip(few.images, few.paths, rendered):
+        torch.manual_seed(view_seed(7, 3, path))
+        assert torch.equal(views.train(image), one)
+
+
+def test_what_an_image_gets_depends_on_nothing_else(few):
+    train = anime_views(32).train
+    all_of_them = render_view(few, train, view=1, seed=0)
+    assert torch.equal(render_view(few, train, view=1, seed=0, indices=torch.tensor([2, 0])), all_of_them[[2, 0]])
+    assert not torch.equal(render_view(few, train, view=2, seed=0), all_of_them)
+    assert not torch.equal(render_view(few, train, view=1, seed=1), all_of_them)
+    assert len({view_seed(s, v, p) for s in range(5) for v in range(5) for p in few.paths}) == 75
+
+
+def test_the_global_random_state_is_left_alone(few):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    render_view(few, hymenoptera_views(32).train, view=1, seed=0)
+    assert torch.equal(torch.rand(3), expected)
