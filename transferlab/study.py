@@ -49,8 +49,7 @@ def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
             estimate_batchnorm(model, torch.cat(clean), device=device)
         lower, upper = split_at(model, "features")
         frozen_hash = state_hash(lower)
-    key = {"data": study.image_set.digest, "views": [transform_text(t) for t in study.views], "seed": study.seed}
-    key |= {"timm_name": info.timm_name}  # mean, std and the way to compute are no part of the weights
+    key = {"data": study.image_set.digest, "views": [*map(transform_text, study.views)], "seed": study.seed, "model": info.timm_name}
     draw = feature_drawer(lower, study.blocks, study.indices, key, cache_dir=cache_dir, timings=timings)
     return Frozen(model, lower, upper, info, draw, frozen_hash, timings)
 
