@@ -159,7 +159,7 @@ def test_random_initialisation_is_live_and_reproducible():
     backbones.estimate_batchnorm(model, images(8), device=torch.device("cpu"), batch_size=4)
     x = model.conv1(normalize(model, images(8)))
     assert torch.allclose(model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)
-    assert not model.bn1.momentum is None
+    assert model.bn1.momentum is not None
 
 
 def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):

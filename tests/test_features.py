@@ -1,0 +1,92 @@
+"""Features: rendered ahead, computed once, kept in memory and on disk."""
+
+import pytest
+import torch
+from torch import nn
+
+from transferlab.cache import load_or_extract
+from transferlab.features import extract, feature_drawer, one_ahead, view_blocks
+from transferlab.views import render_view
+
+CPU = torch.device("cpu")
+
+
+class Counting(nn.Module):
+    """Stands for a frozen backbone: mean of each channel, and how many images it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.seen = nn.Parameter(torch.ones(1)), 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        return images.float().mean((2, 3)) * self.scale
+
+
+def test_extract_is_lower_of_the_images_in_order(study):
+    images = render_view(study.image_set, study.views.val, view=0, seed=0)
+    lower = Counting()
+    expected = images.float().mean((2, 3))
+    for views in (images, images.split(5), (part for part in images.split(1))):
+        features = extract(lower, views, device=CPU, precision=torch.float32)
+        assert torch.allclose(features, expected) and features.dtype == torch.float32
+
+
+def test_an_error_while_rendering_surfaces():
+    def blocks():
+        yield torch.zeros(1)
+        raise ZeroDivisionError("while rendering")
+
+    with pytest.raises(ZeroDivisionError):
+        list(one_ahead(blocks()))
+
+
+def test_blocks_are_rendered_once_for_all_backbones(study, monkeypatch):
+    blocks, index = view_blocks(study.image_set, study.views, seed=3), study.indices["train"]
+    first = torch.cat(list(blocks(1, index)))
+    assert torch.equal(first, render_view(study.image_set, study.views.train, view=1, seed=3, indices=index))
+    monkeypatch.setattr("transferlab.features.render_view", pytest.fail)
+    assert torch.equal(torch.cat(list(blocks(1, index))), first)
+
+
+def test_each_view_is_drawn_once_and_only_when_asked(study, tmp_path):
+    def drawer(lower, timings, key={"data": "x"}):
+        return feature_drawer(lower, study.blocks, study.indices, key, cache_dir=tmp_path / "kept", timings=timings)
+
+    lower, timings = Counting(), {}
+    draw = drawer(lower, timings)
+    assert lower.seen == 0
+    n_train, n_val = len(study.indices["train"]), len(study.indices["val"])
+    first = draw("train", 1)
+    assert draw("train", 1) is first and lower.seen == n_train and draw("val", 0).shape == (n_val, 3)
+    assert not torch.equal(draw("train", 2), first) and set(timings) == {"training views", "validation images"}
+    again = Counting()
+    assert torch.equal(drawer(again, {})("train", 1), first) and again.seen == 0  # from disk
+    drawer(again, {}, key={"data": "other"})("train", 1)
+    assert again.seen == n_train
+    with torch.no_grad():
+        again.scale.mul_(2)
+    assert torch.equal(drawer(again, {})("train", 1), 2 * first)  # other weights are other features
+
+
+def test_what_is_kept_on_disk_is_right_or_a_miss(tmp_path):
+    key, value = {"view": 1, "versions": {"torch": "2"}}, torch.randn(3, 4)
+    assert load_or_extract(tmp_path / "c", key, lambda: value) is value
+    assert torch.equal(load_or_extract(tmp_path / "c", key, pytest.fail), value)
+    other = load_or_extract(tmp_path / "c", key | {"view": 2}, lambda: value + 1)
+    assert torch.equal(other, value + 1)
+    assert load_or_extract("", key, lambda: 5) == 5
+    (path, _) = sorted((tmp_path / "c").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    good = path.read_bytes()
+    for damage in (good[:-3], good[:-1] + bytes([good[-1] ^ 1]), b"", b"\xff" * 30):
+        path.write_bytes(damage)
+        with pytest.warns(UserWarning, match="computed again"):
+            assert load_or_extract(tmp_path / "c", key, lambda: value) is value
+        assert torch.equal(load_or_extract(tmp_path / "c", key, pytest.fail), value)
+
+
+def test_an_interrupted_write_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("transferlab.cache.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.ones(2))
+    assert torch.equal(load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.zeros(2)), torch.zeros(2))

@@ -1,0 +1,157 @@
+"""Kept features train the same head as the ordinary loop, to the bit; stopping, restoring, failing."""
+
+import copy
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+from torch.nn import functional as F
+
+from transferlab.backbones import create_backbone, make_head, set_head, split_at, state_hash
+from transferlab.errors import UserError
+from transferlab.features import extract
+from transferlab.train import HISTORY_COLUMNS, evaluate, train, train_one_epoch
+from transferlab.views import render_view
+
+
+def toy(seed=0, n=40, d=6, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(n, d, generator=generator), torch.randint(0, classes, (n,), generator=generator)
+    return x, y, make_head(d, classes, hidden=16, seed=seed)
+
+
+def run(head, x, y, val_x, val_y, **options):
+    return train(head, lambda epoch: x, y, val_x, val_y, clean_x=x, **options)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_kept_features_end_with_the_ordinary_loops_weights(study, epochs):
+    """K = epochs, fp32, same order, same forward batches: equal to the last bit.
+
+    The forward batches are made the same by asking both ways for the images in the order of the epoch's batches.
+    """
+    model, _ = create_backbone("test_resnet.r160_in1k", "none")
+    set_head(model, make_head(model.head_hidden_size, 2, hidden=8))
+    lower, head = split_at(model)
+    ordinary = copy.deepcopy(head)
+    before, index = state_hash(lower), study.indices["train"]
+    labels = study.image_set.labels[index]
+    shuffle = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(index), generator=shuffle) for _ in range(epochs)]
+
+    def fresh_view(epoch, chosen):
+        return render_view(study.image_set, study.views.train, view=1 + epoch, seed=1, indices=index[chosen])
+
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(ordinary.parameters(), lr=1e-2)
+    for epoch, order in enumerate(orders):
+        for batch in order.split(4):
+            with torch.no_grad():
+                features = lower(fresh_view(epoch, batch).contiguous(memory_format=torch.channels_last))
+            ordinary.train()
+            loss = F.cross_entropy(ordinary(features), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def kept(epoch):
+        blocks = (fresh_view(epoch, batch) for batch in orders[epoch].split(4))
+        features = extract(lower, blocks, device=torch.device("cpu"), precision=torch.float32)
+        return features[orders[epoch].argsort()]
+
+    clean = extract(lower, render_view(study.image_set, study.views.val, view=0, seed=1, indices=index),
+                    device=torch.device("cpu"), precision=torch.float32)
+    # The best epoch's weights are restored, so the last is made the best: validation on what is being learnt, no patience.
+    result = train(head, kept, labels, clean, labels, clean_x=clean, epochs=epochs, patience=0, batch_size=4, lr=1e-2, seed=0)
+    if result.best_epoch == epochs:
+        assert all(torch.equal(a, b) for a, b in zip(ordinary.state_dict().values(), head.state_dict().values()))
+    else:
+        pytest.fail("the last epoch must be the best for this comparison: choose another seed")
+    assert state_hash(lower) == before
+
+
+def test_evaluate_is_scikit_learns():
+    x, y, head = toy()
+    scores = evaluate(head, x, y, batch_size=7)
+    probabilities = scores["logits"].softmax(1)
+    assert scores["accuracy"] == accuracy_score(y, scores["predictions"])
+    assert scores["loss"] == pytest.approx(log_loss(y, probabilities, labels=[0, 1, 2]), rel=1e-5)
+    assert not head.training
+
+
+class Scripted(nn.Module):
+    """One weight that Adam moves; its validation loss follows a script, so the stopping rule can be seen."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.weight, self.losses, self.seen = nn.Parameter(torch.zeros(1)), losses, 0
+
+    def forward(self, x):
+        if not self.training and x.shape[0] == 1:  # validation: one image, whose loss is asked for
+            target = torch.tensor(self.losses[self.seen])
+            self.seen += 1
+            p = torch.exp(-target)
+            return torch.stack([p.log(), (1 - p).log()])[None]
+        return torch.cat([x * self.weight, -x * self.weight], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "best", "epochs"),
+    [
+        ([0.9, 0.8, 0.7, 0.71, 0.72, 0.73], 3, 3, 6), ([0.9, 0.5, 0.5, 0.5, 0.5, 0.4], 3, 2, 5),
+            ([0.5, 0.6, 0.4, 0.6, 0.6, 0.6], 2, 3, 5),
+        ([0.9, 0.8, 0.7], 5, 3, 3), ([0.1, 0.2, 0.3, 0.4], 0, 1, 4), ([0.5, 0.5, 0.4, 0.3], 1, 1, 2),
+    ],
+)
+def test_the_best_is_the_lowest_loss_the_earliest_on_ties(losses, patience, best, epochs):
+    model = Scripted(losses)
+    x, y = torch.ones(6, 1), torch.tensor([0, 0, 0, 1, 0, 0])
+    weights = []
+    view_of = lambda epoch: weights.append(model.weight.item()) or x  # noqa: E731 - records the weight before each epoch
+    result = train(model, view_of, y, x[:1], y[:1], clean_x=x, epochs=len(losses), patience=patience, batch_size=2)
+    assert (result.best_epoch, len(result.history)) == (best, epochs)
+    if best < epochs:
+        assert model.weight.item() == weights[best]  # as it stood after the best epoch, before the next
+    assert result.history[best - 1]["val_loss"] == pytest.approx(min(losses[:epochs]), rel=1e-5)
+    assert [list(row) for row in result.history] == [HISTORY_COLUMNS] * epochs and result.history[-1]["epoch"] == epochs
+
+
+def test_same_seed_same_numbers_and_clean_accuracy_is_without_dropout():
+    x, y, head = toy()
+    heads = [copy.deepcopy(head) for _ in range(3)]
+    results = [run(h, x, y, x[:9], y[:9], epochs=3, seed=s, batch_size=7) for h, s in zip(heads, (5, 5, 6))]
+    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in results]
+    assert rows[0] == rows[1] != rows[2]
+    assert state_hash(heads[0]) == state_hash(heads[1]) != state_hash(heads[2])
+    one = copy.deepcopy(head)
+    row = run(one, x, y, x[:9], y[:9], epochs=1, seed=5, batch_size=7).history[0]
+    with torch.inference_mode():
+        assert row["train_acc_clean"] == pytest.approx((one.eval()(x).argmax(1) == y).double().mean().item())
+
+
+def test_the_mean_loss_counts_images_not_batches():
+    x, y, head = toy(n=10)
+    head[2].p = 0.0
+    expected = F.cross_entropy(head(x), y).item()
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.0)
+    loss, accuracy = train_one_epoch(head, optimizer, x, y, torch.arange(10), batch_size=4)
+    assert loss == pytest.approx(expected, rel=1e-5) and accuracy == (head(x).argmax(1) == y).double().mean().item()
+
+
+def test_what_is_frozen_above_stays():
+    x, y, head = toy()
+    head[0].requires_grad_(False)
+    before = head[0].weight.clone()
+    run(head, x, y, x, y, epochs=2)
+    assert torch.equal(head[0].weight, before)
+
+
+def test_a_loss_that_is_no_number_names_epoch_and_cause():
+    x, y, head = toy()
+    with pytest.raises(UserError, match="epoch 1: .*features hold NaN or infinity"):
+        run(head, torch.full_like(x, float("nan")), y, x, y)
+    with pytest.raises(UserError, match="epoch [0-9]+: .*learning rate 1e\\+30 is probably too high"):
+        run(toy()[2], x, y, x, y, lr=1e30)
+    with pytest.raises(UserError, match="epochs is 0"):
+        run(toy()[2], x, y, x, y, epochs=0)
