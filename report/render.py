@@ -56,6 +56,8 @@ def load_context():
             summary = json.loads((ROOT / named[notebook, f"summary/{model}"]).read_text(encoding="utf-8"))
             if not summary["data_digest"] or not summary["weights"]["sha256"]:
                 sys.exit(f"error: the run of {model} does not say on which data and weights it was made")
+            if summary["frozen_hash_before"] != summary["frozen_hash_after"]:
+                sys.exit(f"error: the frozen part of {model} changed while its head was trained")
             runs[model] = summary | {"path": named[notebook, f"summary/{model}"], "seconds": sum(summary["timings"].values())}
     resnet, densenet = runs["resnet50"], runs["densenet121"]
     if resnet["split_hash"] != densenet["split_hash"] or resnet["data_digest"] != densenet["data_digest"]:

@@ -157,3 +157,43 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs():
     b = torch.tensor([False] * 8 + [True] * 19 + [True] * 30)
     assert mcnemar_p(a, b) == pytest.approx(binomtest(8, 27).pvalue) == pytest.approx(0.0522, abs=1e-4)
     assert mcnemar_p(a, a) == 1.0
+
+
+def test_a_name_with_slashes_is_a_file_name(trained, tmp_path):
+    frozen, result, provenance = trained
+    out = prepare_out_dir(tmp_path / "out")
+    files = save_run(out, frozen.model, result, provenance | {"model": "hf-hub:timm/tiny"}, stamp="20260101_000000")
+    assert {path.parent.parent for path in files.values()} == {out} and all(path.is_file() for path in files.values())
+    assert load_model(files["model"])[1]["model"] == "hf-hub:timm/tiny"
+
+
+def test_a_model_and_a_description_that_do_not_belong_together(saved):
+    _, files = saved
+    described = json.loads(files["model_json"].read_text())
+    for change in ({"classes": ["a", "b", "c"]}, {"head": described["head"] | {"hidden": 9}}, {"timm_name": "test_vit.r160_in1k"}):
+        files["model_json"].write_text(json.dumps(described | change))
+        with pytest.raises(UserError, match="does not fit"):
+            load_model(files["model"])
+    for change in ({"head": None}, {"classes": None}, {"head": {"in_features": 1}}, {"timm_name": "no_such_model"}):
+        files["model_json"].write_text(json.dumps(described | change))
+        with pytest.raises(UserError):
+            load_model(files["model"])
+
+
+def test_an_image_is_predicted_as_the_study_would(study, trained, saved, image_folder):
+    model, described = load_model(saved[1]["model"])
+    for index, predicted in zip(study.indices["val"].tolist(), trained[2]["val_predictions"]):
+        answer = predict_image(model, described["classes"], study.views.val, image_folder / study.image_set.paths[index])
+        assert answer[0][0] == described["classes"][predicted]
+
+
+def test_foreign_summaries_are_named_and_skipped(trained, saved, capsys):
+    out, files = saved
+    old = json.loads(files["summary"].read_text())
+    foreign = [b"\xb0\xa1", b"", b"[]", b"null", json.dumps(old | {"weights": "hub"}).encode(), json.dumps({"seed": 1}).encode()]
+    for day, content in enumerate(foreign, start=10):
+        (out / f"result/{TINY}_summary_202602{day}_000000.json").write_bytes(content)
+    (out / f"result/{TINY}_summary_20260228_000000.json").mkdir()
+    assert find_matching_run(out, TINY, json.loads(json.dumps(trained[2])))["stamp"] == "20260101_000000"
+    said = capsys.readouterr().out
+    assert all(f"{TINY}_summary_202602{day}_000000.json" in said for day in [*range(10, 10 + len(foreign)), 28])

@@ -90,3 +90,20 @@ def test_an_interrupted_write_leaves_nothing_that_counts(tmp_path, monkeypatch):
         patched.setattr("transferlab.cache.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.ones(2))
     assert torch.equal(load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.zeros(2)), torch.zeros(2))
+
+
+def test_drawing_leaves_the_random_state_as_it_was(study):
+    state = torch.get_rng_state()
+    list(one_ahead(study.blocks(1, study.indices["train"])))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_of_the_frozen_part_ends_the_rendering_thread(study):
+    def lower(images):
+        raise MemoryError("in the frozen part")
+
+    rendered = []
+    blocks = (rendered.append(1) or images for images in render_view(study.image_set, study.views.val, view=0, seed=0).split(1))
+    with pytest.raises(MemoryError):
+        extract(lower, blocks, device=CPU, precision=torch.float32)
+    assert len(rendered) <= 2  # one in hand, one ahead

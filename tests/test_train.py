@@ -155,3 +155,32 @@ def test_a_loss_that_is_no_number_names_epoch_and_cause():
         run(toy()[2], x, y, x, y, lr=1e30)
     with pytest.raises(UserError, match="epochs is 0"):
         run(toy()[2], x, y, x, y, epochs=0)
+
+
+@pytest.mark.parametrize("where", ["val_x", "clean_x"])
+def test_features_that_are_no_numbers_are_found_wherever_they_are(where):
+    x, y, head = toy()
+    parts = {"val_x": x, "clean_x": x} | {where: torch.where(torch.arange(len(x))[:, None] == 3, torch.inf, x)}
+    with pytest.raises(UserError, match="epoch 1: .*features hold NaN or infinity"):
+        train(head, lambda epoch: x, y, parts["val_x"], y, clean_x=parts["clean_x"], epochs=2)
+
+
+def test_the_epoch_that_failed_is_named():
+    x, y, head = toy()
+    with pytest.raises(UserError, match="^epoch 3: the loss is nan; the features"):
+        train(head, lambda epoch: x if epoch < 2 else x * float("nan"), y, x, y, clean_x=x, epochs=5)
+
+
+def test_the_scores_of_an_epoch_by_hand():
+    x, y, head = toy(n=23)
+    result = train(head, lambda epoch: x + 1, y, x[:7], y[:7], clean_x=x, epochs=1, batch_size=5, lr=1e-2)
+    row, (first, second) = result.history[0], (head[0], head[3])
+
+    def by_hand(features):  # no dropout
+        return (features @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
+
+    with torch.no_grad():
+        for part, features, labels in (("train_{}_clean", x, y), ("val_{}", x[:7], y[:7])):
+            logits = by_hand(features)
+            assert row[part.format("acc")] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+            assert row[part.format("loss")] == pytest.approx(log_loss(labels, logits.double().softmax(1), labels=[0, 1, 2]), rel=1e-5)
