@@ -202,7 +202,7 @@ example = train_index[:1]
 pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
 pictures += [render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0] for v in range(1, 7)]
 label = image_set.classes[image_set.labels[example]]
-plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views")
+plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic)
 plt.show()
 
 # %% [markdown] id="model-text"

@@ -1,5 +1,6 @@
 """Backbones: parity with torchvision, weights loaded whole or not at all, the hub's stand-in, the cut."""
 
+import copy
 import hashlib
 import os
 import pickle
@@ -225,3 +226,105 @@ def test_a_hub_without_an_answer_is_given_up_soon_and_said_so(hub):
     with pytest.warns(UserWarning, match="random initialisation .*measures no transfer"):
         assert create_backbone(TINY, "auto")[1].kind == "random"
     assert time.monotonic() - began < 8
+
+
+def test_a_transfer_that_breaks_off_leaves_nothing_for_whole(hub, tiny_file, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's pauses between its tries
+    hub.files[f"/timm/{TINY}/resolve/main/model.safetensors"] = tiny_file.read_bytes()
+    hub.cut = 4000
+    with pytest.warns(UserWarning, match="measures no transfer"):
+        assert create_backbone(TINY, "auto")[1].kind == "random"
+    hub.cut = None
+    assert create_backbone(TINY, "auto")[1].sha256 == create_backbone(TINY, tiny_file)[1].sha256
+
+
+def test_a_repository_without_the_file(hub):
+    with pytest.warns(UserWarning, match="measures no transfer"):
+        assert "404" in create_backbone(TINY, "auto")[1].source
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "resnet50.no_such_tag", "hf-hub:no name!", "local-dir:no_such_folder"])
+def test_unknown_names_of_every_kind(name):
+    with pytest.raises(UserError, match="cannot build"):
+        create_backbone(name, "auto")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_registrys_models_keep_timms_contract(name):
+    with torch.device("meta"):
+        model = backbones.build_model(BACKBONES[name])
+        head = nn.Sequential(nn.Linear(model.head_hidden_size if hasattr(model, "head_hidden_size") else model.num_features, 3))
+        set_head(model, head)
+    assert model.get_submodule(backbones.classifier_name(model)) is head
+    assert len(model.pretrained_cfg["mean"]) == len(model.pretrained_cfg["std"]) == 3
+
+
+def test_the_parts_share_the_models_tensors(tiny_file):
+    model, _ = create_backbone("test_resnet", tiny_file)
+    lower, upper = split_at(model)
+    of_model = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    assert {id(tensor) for part in (lower, upper) for tensor in (*part.parameters(), *part.buffers())} == of_model
+    model.train()
+    assert not any(module.training for module in lower.modules())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "mobilenetv3_small_050"])
+def test_the_cut_fits_other_architectures(name):
+    model = backbones.build_model(name).eval()
+    lower, upper = split_at(model)
+    x = images(2, model.pretrained_cfg["input_size"][-1])
+    with torch.inference_mode():
+        assert torch.allclose(upper(lower(x)), model(normalize(model, x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["every cut", "a service's answer", "no header"])
+def test_damaged_files_of_every_length_are_user_errors(tmp_path, damage):
+    path = tmp_path / "x.safetensors"
+    save_file({"first": torch.ones(3), "second": torch.zeros(2, 2), "third": torch.ones(1)}, path)
+    whole = path.read_bytes()
+    cuts = {"every cut": [whole[:n] for n in range(len(whole))], "a service's answer": [b'{"error": "Repository not found"}'],
+            "no header": [bytes(64), b"version https://git-lfs.github.com/spec/v1", b"\x02" + bytes(7) + b"[]"]}[damage]
+    for data in cuts:
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="damaged"):
+            backbones.read_weights(path)
+    if damage == "every cut":
+        path.write_bytes(whole[:-4])  # the last of the three
+        with pytest.raises(UserError, match=r"1 tensors are cut off: \['third'\]"):
+            backbones.read_weights(path)
+
+
+def test_small_floats_and_other_pickles(tmp_path):
+    save_file({"x": torch.ones(3).to(torch.float8_e4m3fn), "n": torch.tensor([2])}, tmp_path / "f8.safetensors")
+    state = backbones.read_weights(tmp_path / "f8.safetensors")
+    assert state["x"].dtype == torch.float32 and state["x"].tolist() == [1, 1, 1] and state["n"].dtype == torch.int64
+    for content in ([torch.ones(1)], {"x": torch.ones(1), "epoch": 3}):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="x.pth"):
+            backbones.read_weights(tmp_path / "x.pth")
+
+
+def test_batchnorm_counts_every_image_nearly_alike():
+    """17 images in batches of 16: the last image alone must not weigh as much as the sixteen."""
+    model, x = backbones.build_model(TINY), images(17, 32)
+    x[-1] = 255
+    backbones.estimate_batchnorm(model, x, device=torch.device("cpu"), batch_size=16)
+    first = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    expected = model.conv1[0](normalize(model, x)) if isinstance(model.conv1, nn.Sequential) else model.conv1(normalize(model, x))
+    expected = expected.mean((0, 2, 3))
+    assert torch.allclose(first.running_mean, expected, atol=0.02 * expected.abs().max().item())
+
+
+def test_the_hash_tells_every_change():
+    model = backbones.build_model(TINY)
+    before, other = state_hash(model), copy.deepcopy(model)
+    assert state_hash(other) == before == state_hash(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    with torch.no_grad():
+        other.fc.bias[0] = torch.nextafter(other.fc.bias[0], torch.tensor(9.0))
+    changed = copy.deepcopy(model)
+    changed.conv1[0].weight.data = changed.conv1[0].weight.data.flip(0)
+    buffer = copy.deepcopy(model)
+    next(buffer.buffers()).add_(1)
+    assert len({before, *map(state_hash, (other, changed, buffer, model.half()))}) == 5
+    assert backbones.tensor_hash(torch.zeros(2, 3)) != backbones.tensor_hash(torch.zeros(3, 2))
+    assert backbones.tensor_hash(torch.zeros(0)) != backbones.tensor_hash(torch.tensor(0.0))

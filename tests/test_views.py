@@ -1,7 +1,9 @@
 """The study's transforms, and views that depend on seed, view and path alone."""
 
+import random
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -53,3 +55,35 @@ def test_the_global_random_state_is_left_alone(few):
     torch.manual_seed(5)
     render_view(few, hymenoptera_views(32).train, view=1, seed=0)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_transforms_equal_the_studys_in_every_attribute():
+    def attributes(transform):
+        return type(transform), {key: str(value) for key, value in vars(transform).items() if not key.startswith("_")}
+
+    jitter = v2.ColorJitter(0.2, 0.2, 0.2)
+    anime = [v2.Resize((224, 224)), v2.RandomHorizontalFlip(), v2.RandomRotation(15), jitter]
+    insects = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.RandomRotation(30), jitter]
+    insects.append(v2.RandomAffine(0, translate=(0.1, 0.1)))
+    for views, train, val in (
+        (anime_views(), anime, [v2.Resize((224, 224))]), (hymenoptera_views(), insects, [v2.Resize(256), v2.CenterCrop(224)]),
+    ):
+        assert [attributes(step) for step in views.train.transforms] == [attributes(step) for step in train]
+        assert [attributes(step) for step in views.val.transforms] == [attributes(step) for step in val]
+
+
+def test_order_repetition_and_path(few):
+    train = hymenoptera_views(32).train
+    whole = render_view(few, train, view=1, seed=0)
+    assert torch.equal(render_view(few, train, view=1, seed=0), whole)
+    assert torch.equal(render_view(Few(few.images[::-1], few.paths[::-1]), train, view=1, seed=0), whole.flip(0))
+    renamed = render_view(Few(few.images, ["c/0", "c/1", "c/2"]), train, view=1, seed=0)
+    assert not any(torch.equal(one, other) for one, other in zip(whole, renamed))
+
+
+def test_no_random_state_and_no_image_changes(few):
+    before, copies = (random.getstate(), np.random.get_state()[1].tolist()), [image.clone() for image in few.images]
+    for views in (anime_views(32), hymenoptera_views(32)):
+        render_view(few, views.train, view=1, seed=0)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert all(torch.equal(copy, image) for copy, image in zip(copies, few.images))

@@ -68,12 +68,11 @@ def find_image_folder(root, prefer=""):
 
 def to_rgb(image):
     """Turns a Pillow image of any mode into 8-bit RGB: 16-bit scaled, transparency laid on white."""
-    low, high = image.getextrema() if image.mode[0] in "IF" else (0, 0)
-    if image.mode == "F" or low < 0 or high > 65535:
+    pixels = np.asarray(image) if image.mode[0] in "IF" else np.zeros(1)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError("32-bit pixels, whose range is unknown: save as 8 or 16 bit")
-    if image.mode.startswith("I;16") or high > 255:
-        eight_bit = np.asarray(image).astype(np.float32) / 257  # 65535 -> 255
-        return Image.fromarray(eight_bit.round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16") or pixels.max() > 255:
+        return Image.fromarray((pixels.astype(np.float32) / 257).round().astype(np.uint8)).convert("RGB")  # 65535 -> 255
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -141,7 +140,7 @@ def load_images(folder, prefer=""):
     kept, rejected, digest = [], [], hashlib.sha256("\0".join(classes).encode())
     for part, class_folder in listed:
         for path in sorted(class_folder.iterdir()):
-            relative = path.relative_to(folder).as_posix()
+            relative = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()  # always printable
             try:
                 image, file_hash = read_image(path)
             except (OSError, ValueError) as error:
