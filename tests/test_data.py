@@ -278,7 +278,7 @@ def big_endian_tiff(values):
     tags = [(256, 3, len(values)), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 1)]
     tags.append((279, 4, 2 * len(values)))
     pixels = struct.pack(f">{len(values)}H", *values)
-    entries = [struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", v, 0) if kind == 3 else struct.pack(">I", v)) for tag, kind, v in tags]
+    entries = [struct.pack(">HHIHH" if kind == 3 else ">HHII", tag, kind, 1, v, *[0] * (kind == 3)) for tag, kind, v in tags]
     return b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + struct.pack(">H", len(tags)) + b"".join(entries) + b"\0" * 4
 
 

