@@ -101,7 +101,8 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
     reasons = dict(images.rejected)
     expected = {f"a/{n}" for n in ("cut.jpg", "empty.png", "text.jpg", "inner", "imageNotFound.png")}
     assert len(images.images) == 6 and set(reasons) == expected
-    assert "truncated" in reasons["a/cut.jpg"] and reasons["a/empty.png"] == "empty file" and reasons["a/text.jpg"] == "not an image"
+    assert "truncated" in reasons["a/cut.jpg"] and reasons["a/text.jpg"] == "not an image"
+    assert reasons["a/empty.png"] == "empty file"
     assert "placeholder" in reasons["a/imageNotFound.png"]
 
 
@@ -308,7 +309,7 @@ def test_transparency_is_laid_on_white():
     assert first_row(encoded(palette, "PNG", transparency=b"\xff\x00", exif=turned)) == [[255, 255, 255], [10, 20, 30]]
 
 
-@pytest.mark.parametrize("cmyk, rgb", [((0, 0, 0, 0), (255, 255, 255)), ((255, 0, 255, 0), (0, 255, 0)), ((0, 0, 0, 255), (0, 0, 0))])
+@pytest.mark.parametrize("cmyk, rgb", [((0, 0, 0, 0), (255,) * 3), ((255, 0, 255, 0), (0, 255, 0)), ((0, 0, 0, 255), (0,) * 3)])
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_is_not_inverted(cmyk, rgb, format):
     assert pixel(decode_image(encoded(Image.new("CMYK", (16, 16), cmyk), format))) == pytest.approx(rgb, abs=4)

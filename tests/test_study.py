@@ -197,7 +197,8 @@ def test_the_same_tensors_under_another_mean_are_other_features(seven_classes, t
     study = make_study(seven_classes)
     options = {"weights": tmp_path / "weights.pth"}
     both = [freeze_backbone(name, study, cache_dir=tmp_path / "kept", **options) for name in names]
-    assert both[0].frozen_hash == both[1].frozen_hash and both[0].model.pretrained_cfg["mean"] != both[1].model.pretrained_cfg["mean"]
+    assert both[0].frozen_hash == both[1].frozen_hash
+    assert both[0].model.pretrained_cfg["mean"] != both[1].model.pretrained_cfg["mean"]
     first, second = (frozen.draw("val", 0) for frozen in both)
     assert torch.equal(second, freeze_backbone(names[1], study, **options).draw("val", 0)) and not torch.equal(first, second)
 
