@@ -92,7 +92,7 @@ def test_01_alone_as_in_colab(image_folder, tmp_path, monkeypatch):
     stubs = {"google": "", "google/colab": "class drive:\n    mount = None\n"}
     alone, executed = run_alone(NOTEBOOKS[0], image_folder, tmp_path, monkeypatch, stubs=stubs)
     check_files(alone, ["resnet50"])
-    assert "this run measures no transfer" in printed(executed)
+    assert "weights: random: random initialisation (asked for)" in printed(executed)
     assert "/tmp/ipykernel" not in printed(executed)
     assert len(list((alone / "img").glob("resnet50_*.png"))) == 4
 
