@@ -2,6 +2,7 @@ import os
 
 import matplotlib
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from transferlab.data import load_images, split_images
@@ -11,6 +12,15 @@ from transferlab.views import anime_views
 
 matplotlib.use("Agg")
 os.environ.pop("WEIGHTS_DIR", None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On images this small, threads that wait for each other on a busy machine cost ten times what they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,6 @@ from transferlab.train import HISTORY_COLUMNS, evaluate
 TINY = "test_resnet.r160_in1k"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On images this small, threads that wait for each other on a busy machine cost ten times what they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def trained(study):
     frozen = freeze_backbone(TINY, study, weights="none")

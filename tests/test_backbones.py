@@ -24,15 +24,6 @@ from transferlab.errors import UserError
 TINY = "test_resnet.r160_in1k"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Work this small is done sooner by one thread, on a busy machine by far."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def tiny_file(tmp_path):
     """Weights of timm's smallest ResNet with 5 classes, as NAME.safetensors in a folder of its own."""

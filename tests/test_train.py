@@ -15,15 +15,6 @@ from transferlab.train import HISTORY_COLUMNS, evaluate, train, train_one_epoch
 from transferlab.views import render_view
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On images this small, threads that wait for each other on a busy machine cost ten times what they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def toy(seed=0, n=40, d=6, classes=3):
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(n, d, generator=generator), torch.randint(0, classes, (n,), generator=generator)
