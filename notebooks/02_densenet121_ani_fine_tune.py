@@ -105,6 +105,9 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # %% id="setup-device"
 # @inline transferlab.backbones: choose_device, choose_precision
 
+# %% id="setup-fold"
+# @inline transferlab.backbones: trace, fold_batchnorm
+
 # %% id="setup-render"
 # @inline transferlab.views: Views, view_seed
 # @inline transferlab.features: view_blocks, one_ahead, timed
@@ -114,7 +117,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-metrics"
 # @inline transferlab.metrics: accuracy_interval
-# @inline transferlab.study: transform_text, describe_study
+# @inline transferlab.study: describe_study
 
 # %% id="setup-write"
 # @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
@@ -219,7 +222,7 @@ plt.show()
 # @inline transferlab.backbones: BACKBONES, create_backbone
 
 # %% id="model-head"
-# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_at
+# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_features
 
 # %% id="features"
 # @inline transferlab.features: extract, feature_drawer
@@ -455,8 +458,8 @@ plt.show()
 # %% id="save"
 files = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
 reloaded, described = load_model(files["model"])
-lower, upper = split_at(reloaded.to(device), "features")
-val_x = extract(lower, blocks(0, val_index), device=device, precision=torch.float32)
+lower, upper = split_features(reloaded.to(device))
+val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
 assert check["predictions"].tolist() == provenance["val_predictions"], "the saved model predicts something else"
 print(f"reloaded: accuracy {check['accuracy']:.4f}, written {best['val_acc']:.4f}")

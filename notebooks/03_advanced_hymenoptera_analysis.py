@@ -109,6 +109,9 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # %% id="setup-device"
 # @inline transferlab.backbones: choose_device, choose_precision
 
+# %% id="setup-fold"
+# @inline transferlab.backbones: trace, fold_batchnorm
+
 # %% id="setup-render"
 # @inline transferlab.views: Views, view_seed
 # @inline transferlab.features: view_blocks, one_ahead, timed
@@ -118,7 +121,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-metrics"
 # @inline transferlab.metrics: accuracy_interval
-# @inline transferlab.study: transform_text, describe_study
+# @inline transferlab.study: describe_study
 
 # %% id="setup-write"
 # @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
@@ -217,7 +220,7 @@ plt.show()
 # @inline transferlab.backbones: BACKBONES, create_backbone
 
 # %% id="model-head"
-# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_at
+# @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_features
 
 # %% id="features"
 # @inline transferlab.features: extract, feature_drawer
@@ -399,9 +402,9 @@ plt.show()
 trained = [run for run in summaries if run["weights"]["kind"] != "random"] or summaries
 chosen = min(trained, key=lambda run: run["best"]["val_loss"])
 reloaded, described = load_model(checkpoints[chosen["model"]]["model"])
-lower, upper = split_at(reloaded.to(device), "features")
+lower, upper = split_features(reloaded.to(device))
 val_labels = image_set.labels[val_index]
-val_x = extract(lower, blocks(0, val_index), device=device, precision=torch.float32)
+val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
 assert check["predictions"].tolist() == chosen["val_predictions"], "the saved model predicts something else"
 print(f"{chosen['model']} reloaded: accuracy {check['accuracy']:.4f}, written {chosen['best']['val_acc']:.4f}")

@@ -67,7 +67,7 @@ def test_a_run_writes_its_files_and_comes_back(study, trained, saved, image_fold
     summary = json.loads(files["summary"].read_text())
     assert {"best", "last", "highest", "versions", "processor", "threads", "stamp"} <= set(summary)
     model, described = load_model(files["model"])
-    lower, upper = split_at(model)
+    lower, upper = split_at(model, "features")
     x = extract(lower, study.blocks(0, study.indices["val"]), device=torch.device("cpu"), precision=torch.float32)
     check = evaluate(upper, x, study.image_set.labels[study.indices["val"]])
     assert check["predictions"].tolist() == summary["val_predictions"] and check["accuracy"] == summary["best"]["val_acc"]

@@ -20,6 +20,7 @@ from torch import nn
 from transferlab import backbones
 from transferlab.backbones import BACKBONES, create_backbone, make_head, normalize, set_head, split_at, state_hash
 from transferlab.errors import UserError
+from transferlab.train import train
 
 TINY = "test_resnet.r160_in1k"
 
@@ -84,7 +85,7 @@ def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
     with torch.no_grad():
         upper[0].weight.add_(1)
     assert torch.equal(model.get_classifier()[0].weight, upper[0].weight) and state_hash(lower) == before
-    with pytest.raises(UserError, match='unknown cut "layer9"'):
+    with pytest.raises(UserError, match='no module "layer9".*layer4'):
         split_at(model, "layer9")
 
 
@@ -164,6 +165,7 @@ def test_random_initialisation_is_live_and_reproducible():
 
 
 def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for flags, expected in (("fma avx2 avx512f", torch.float32), ("avx512f avx512_bf16", torch.bfloat16)):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
         monkeypatch.setattr(backbones, "Path", lambda _: Path(tmp_path / "cpuinfo"))
@@ -261,7 +263,7 @@ def test_the_registrys_models_keep_timms_contract(name):
 
 def test_the_parts_share_the_models_tensors(tiny_file):
     model, _ = create_backbone("test_resnet", tiny_file)
-    lower, upper = split_at(model)
+    lower, upper = split_at(model, "features")
     of_model = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     assert {id(tensor) for part in (lower, upper) for tensor in (*part.parameters(), *part.buffers())} == of_model
     model.train()
@@ -271,7 +273,7 @@ def test_the_parts_share_the_models_tensors(tiny_file):
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "mobilenetv3_small_050"])
 def test_the_cut_fits_other_architectures(name):
     model = backbones.build_model(name).eval()
-    lower, upper = split_at(model)
+    lower, upper = split_at(model, "features")
     x = images(2, model.pretrained_cfg["input_size"][-1])
     with torch.inference_mode():
         assert torch.allclose(upper(lower(x)), model(normalize(model, x)), atol=1e-5)
@@ -328,3 +330,136 @@ def test_the_hash_tells_every_change():
     assert len({before, *map(state_hash, (other, changed, buffer, model.half()))}) == 5
     assert backbones.tensor_hash(torch.zeros(2, 3)) != backbones.tensor_hash(torch.zeros(3, 2))
     assert backbones.tensor_hash(torch.zeros(0)) != backbones.tensor_hash(torch.tensor(0.0))
+
+
+# ---- cuts inside a model, and folded normalisation ---------------------------------------------------------------------
+
+
+def with_statistics(model, size=32):
+    """Gives a random model a head for 3 classes and BatchNorm statistics and scales that matter."""
+    generator = torch.Generator().manual_seed(0)
+    set_head(model, make_head(model.head_hidden_size, 3, hidden=8, dropout=0.0))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            module.weight.data += 0.3 * torch.rand(module.weight.shape, generator=generator)
+            module.bias.data = 0.1 * torch.randn(module.bias.shape, generator=generator)
+            module.running_mean = 0.1 * torch.randn(module.bias.shape, generator=generator)
+            module.running_var = 0.5 + torch.rand(module.bias.shape, generator=generator)
+    return model.eval()
+
+
+CUTS = [
+    ("test_resnet", ["conv1", "layer1", "layer4"]), ("test_efficientnet", ["conv_stem", "blocks.0", "blocks.3", "conv_head"]),
+    ("test_vit", ["patch_embed", "blocks", "blocks.3"]), ("test_convnext", ["stem", "stages.3", "head"]),
+    ("densenet121", ["features.conv0", "transition2", "denseblock4"]),
+]
+
+
+@pytest.mark.parametrize(("name", "cut"), [(name, cut) for name, cuts in CUTS for cut in cuts + ["features", "input"]])
+def test_every_cut_gives_the_whole_model(name, cut):
+    model = with_statistics(backbones.build_model(name))
+    x = images(2, 160 if name.startswith("test_") else 64)
+    with torch.inference_mode():
+        expected = model(normalize(model, x))
+    lower, upper = split_at(model, cut)
+    with torch.inference_mode():
+        kept = lower(x)
+        assert torch.allclose(upper.eval()(kept), expected, atol=1e-5)
+    assert not any(p.requires_grad for p in lower.parameters()) and all(p.requires_grad for p in upper.parameters())
+    tensors = [{id(tensor) for tensor in part.parameters()} for part in (lower, upper, model)]
+    assert tensors[0] | tensors[1] == tensors[2] and not tensors[0] & tensors[1]
+    model.train()
+    assert not any(module.training for module in lower.modules())
+    assert kept.dtype == (torch.uint8 if cut == "input" else torch.float32)
+
+
+def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
+    """Adam on the whole model, its lower part frozen and in eval mode, against kept activations: BatchNorm above learns too."""
+    model = with_statistics(backbones.build_model("test_resnet"))
+    reference, x, labels = copy.deepcopy(model).to(memory_format=torch.channels_last), images(12, 64), torch.arange(12) % 3
+    frozen = [reference.conv1, reference.bn1, reference.layer1, reference.layer2, reference.layer3]
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam([*reference.layer4.parameters(), *reference.fc.parameters()], lr=1e-3, fused=True)
+    reference.train()
+    for part in frozen:
+        part.eval().requires_grad_(False)
+    for batch in order.split(4):
+        loss = nn.functional.cross_entropy(reference(normalize(reference, x[batch])), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    lower, upper = split_at(model, "layer4")
+    with torch.inference_mode():  # the same forward batches, so the same rounding, which Adam's first steps would magnify
+        kept = torch.cat([lower(x[batch]) for batch in order.split(4)])[order.argsort()].contiguous(memory_format=torch.channels_last)
+    result = train(upper, lambda e: kept, labels, kept, labels, clean_x=kept, epochs=1, batch_size=4, lr=1e-3, seed=0)
+    assert result.best_epoch == 1
+    for name, tensor in reference.state_dict().items():
+        assert torch.allclose(model.state_dict()[name].float(), tensor.float(), atol=1e-6), name
+    moved = with_statistics(backbones.build_model("test_resnet")).layer4.state_dict()
+    assert any(not torch.allclose(moved[name], tensor) for name, tensor in model.layer4.state_dict().items())
+
+
+def test_an_earlier_cut_does_not_stay_frozen():
+    model = with_statistics(backbones.build_model("test_resnet"))
+    split_at(model, "features")
+    upper = split_at(model, "layer4")[1]
+    assert all(p.requires_grad for p in upper.parameters()) and not model.layer1[0].conv1.weight.requires_grad
+
+
+def test_cuts_that_cannot_be_are_refused():
+    model = with_statistics(backbones.build_model("test_resnet"))
+    with pytest.raises(UserError, match='cannot be cut before "layer4.0.bn2"|tensors flow'):
+        split_at(model, "layer4.0.conv2")  # the shortcut passes it by
+
+    class Untraceable(nn.Module):
+        pretrained_cfg = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UserError, match="cannot be cut inside"):
+        split_at(Untraceable(), "layer4")
+    assert type(backbones.fold_batchnorm(Untraceable())) is Untraceable
+
+
+@pytest.mark.parametrize(("name", "folded"), [("test_resnet", 15), ("test_efficientnet", 13), ("densenet121", 59), ("test_vit", 0)])
+def test_folded_normalisation_computes_the_same(name, folded):
+    model = with_statistics(backbones.build_model(name))
+    lower, _ = split_at(model, "features")
+    before, x = state_hash(lower), images(2, 160 if name.startswith("test_") else 64)
+    quick = backbones.fold_batchnorm(lower)
+    with torch.inference_mode():
+        assert torch.allclose(quick(x), lower(x), rtol=1e-4, atol=1e-5)
+    left = [sum(isinstance(m, nn.BatchNorm2d) for m in part.modules()) for part in (lower, quick)]
+    assert left[0] - left[1] == folded and state_hash(lower) == before
+
+
+def test_a_convolution_that_is_used_twice_is_not_folded():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.second(self.conv(self.first(self.conv(x))))
+
+    shared = Shared().eval()
+    shared.first.running_mean += 1
+    x = torch.rand(2, 3, 4, 4)
+    with torch.inference_mode():
+        assert torch.allclose(backbones.fold_batchnorm(shared)(x), shared(x), atol=1e-6)
+
+
+def test_models_that_a_head_does_not_fit_are_refused():
+    with pytest.raises(UserError, match="several classifiers"):
+        set_head(backbones.build_model("deit_tiny_distilled_patch16_224"), make_head(192, 3))
+    with pytest.raises(UserError, match="ends in Conv2d"):
+        set_head(backbones.build_model("resnetv2_50"), make_head(2048, 3))
+
+
+def test_a_damaged_note_beside_the_weights_is_a_user_error(tiny_file):
+    for text in ("{", "[]", "7"):
+        tiny_file.with_suffix(".json").write_text(text)
+        with pytest.raises(UserError, match="describes the weights beside it, is damaged"):
+            create_backbone("test_resnet", tiny_file)

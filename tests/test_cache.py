@@ -4,13 +4,16 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from transferlab import cache
+from transferlab import cache, cli
 from transferlab.cache import load_or_extract
 
 KEY = {"data": "d", "views": ["a", "b"], "seed": 1, "indices": [0, 1, 2], "versions": {"torch": "2"}, "precision": "torch.float32"}
@@ -82,16 +85,18 @@ def test_a_whole_file_without_its_right_checksum_is_a_miss(metadata, tmp_path):
     assert torch.equal(load_or_extract(tmp_path, KEY, pytest.fail), KEPT)  # mended
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
-def test_half_a_write_leaves_no_file(failure, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_half_a_write_leaves_no_file_and_a_full_disk_loses_no_features(failure, tmp_path, monkeypatch):
     def half(tensors, path, metadata):
         save_file(tensors, path, metadata=metadata)
         os.truncate(path, os.path.getsize(path) // 2)
         raise failure
 
-    with monkeypatch.context() as patched, pytest.raises(failure):
+    full = isinstance(failure, OSError)
+    warned = pytest.warns(UserWarning, match="not kept.*No space left") if full else pytest.raises(KeyboardInterrupt)
+    with monkeypatch.context() as patched, warned:
         patched.setattr(cache, "save_file", half)
-        load_or_extract(tmp_path, KEY, lambda: KEPT)
+        assert load_or_extract(tmp_path, KEY, lambda: KEPT) is KEPT
     assert not list(tmp_path.iterdir())
 
 
@@ -120,3 +125,85 @@ def test_a_folder_copied_elsewhere_still_hits(tmp_path):
     load_or_extract(tmp_path / "a", KEY, lambda: KEPT)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert torch.equal(load_or_extract(tmp_path / "b", json.loads(json.dumps(KEY)), pytest.fail), KEPT)
+
+
+# ---- bounds, listing, clearing ---------------------------------------------------------------------------------------
+
+
+def fill(folder, count, size=1000):
+    """Keeps `count` tensors of `size` floats, a second apart in their times -> their files, oldest first."""
+    files = []
+    for number in range(count):
+        load_or_extract(folder, full_key(view=number), lambda: torch.zeros(size))
+        files.append(next(path for path in folder.glob("*.safetensors") if path not in files))
+        os.utime(files[-1], (1e9 + number, 1e9 + number))
+    return files
+
+
+def full_key(**changed):
+    key = {"model": "resnet50", "view": 1, "precision": "torch.bfloat16", "indices": [3, 4, 5], "data": "0123456789abcdef"}
+    return key | changed
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path):
+    files = fill(tmp_path, 4)
+    size = files[0].stat().st_size
+    os.utime(files[0], (2e9, 1e9))  # read since
+    assert cache.clear_cache(tmp_path, keep_bytes=2 * size) == (2, 2 * size)
+    assert [path.is_file() for path in files] == [True, False, False, True]
+    assert cache.clear_cache(tmp_path, keep_bytes=2 * size) == (0, 0)
+
+
+def test_clearing_touches_only_what_was_kept_here(tmp_path):
+    fill(tmp_path, 2)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "mine.safetensors").write_bytes(b"mine")
+    for name, age in ((".kept-old", 2 * cache.ABANDONED_SECONDS), (".kept-new", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert cache.clear_cache(tmp_path)[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "mine.safetensors", ".kept-new", ".lock"}
+    assert cache.clear_cache(tmp_path / "missing") == (0, 0) and not (tmp_path / "missing").exists()
+
+
+def test_the_list_says_what_is_kept(tmp_path):
+    files = fill(tmp_path, 2)
+    files[0].write_bytes(b"damaged")
+    os.utime(files[0], (1, 1))
+    new, old = cache.list_cache(tmp_path)
+    assert (new["model"], new["view"], new["precision"], new["images"], new["data"]) == ("resnet50", 1, "bfloat16", 3, "01234567")
+    assert new["MB"] == files[1].stat().st_size / 1e6 and old["model"].startswith("unreadable")
+    assert load_or_extract(tmp_path, full_key(view=1), pytest.fail).shape == (1000,)
+
+
+def test_two_processes_share_a_cache(tmp_path):
+    """Each asks for twelve features in another order while the other writes, reads and trims: every answer is right."""
+    code = f"""
+import random, sys, torch
+from transferlab.cache import clear_cache, load_or_extract
+random.seed(int(sys.argv[1]))
+for _ in range(60):
+    view = random.randrange(12)
+    features = load_or_extract({str(tmp_path)!r}, {{"view": view}}, lambda: torch.full((500,), float(view)))
+    assert torch.equal(features, torch.full((500,), float(view)))
+    clear_cache({str(tmp_path)!r}, keep_bytes=10_000)
+"""
+    processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(seed)]) for seed in (1, 2)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert sum(size for _, size, _ in cache.kept_files(tmp_path)) <= 10_000
+
+
+def test_the_command_lists_and_clears(tmp_path, capsys, monkeypatch):
+    fill(tmp_path, 2)
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "0.5")
+    assert cli.main(["cache", "--cache-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "resnet50" in printed and "2 files, 0.0 MB of at most 500 MB" in printed
+    assert cli.main(["cache", "--clear", "--cache-dir", str(tmp_path)]) == 0
+    assert "2 files" in capsys.readouterr().out and not cache.kept_files(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    assert cli.main(["cache", "--cache-dir", str(tmp_path / "file")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "much")
+    assert cli.main(["cache", "--cache-dir", str(tmp_path)]) == 2
+    assert "give a size in GB" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from transferlab import cli, run
+from transferlab import cache, cli, run
 from transferlab.download import DownloadError
 from transferlab.errors import UserError
 
@@ -107,18 +107,18 @@ def test_wrong_options_exit_with_2(arguments):
 
 
 def test_every_option_has_an_example(capsys):
-    for command in ("run", "weights"):
+    for command, examples in {"run": 8, "weights": 2, "cache": 2}.items():
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())
-        assert text.count("e.g.") == (8 if command == "run" else 2)
+        assert text.count("e.g.") == examples
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("TRANSFERLAB_CACHE", "/c")
-    assert cli.default_cache() == "/c"
+    assert cache.default_cache() == "/c"
     monkeypatch.delenv("TRANSFERLAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cli.default_cache() == str(Path("/x/transferlab"))
+    assert cache.default_cache() == str(Path("/x/transferlab"))
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cli.default_cache() == str(Path.home() / ".cache/transferlab")
+    assert cache.default_cache() == str(Path.home() / ".cache/transferlab")

@@ -136,10 +136,11 @@ def find_matching_run(out_dir, model, provenance):
     """The latest summary of `model` in `out_dir` with the same data, split, weights kind, precision and settings as
     `provenance`; None where there is none. Files that are no such summary are skipped and named."""
     same = ("data_digest", "split_hash", "protocol", "settings", "seed", "transforms", "synthetic", "precision")
-    for path in sorted((Path(out_dir) / "result").glob(f"{model}_summary_*.json"), reverse=True):
+    for path in sorted((Path(out_dir) / "result").glob(re.sub("[/:]", "_", model) + "_summary_*.json"), reverse=True):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            if all(summary[key] == provenance[key] for key in same) and summary["weights"]["kind"] == provenance["weights"]["kind"]:
+            differs = [key for key in provenance if summary[key] != provenance[key]]  # a KeyError where one is missing
+            if not {*differs} & {*same} and summary["weights"]["kind"] == provenance["weights"]["kind"]:
                 return summary
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"skipped {path.name}: not a summary of this version ({type(error).__name__}: {error})")

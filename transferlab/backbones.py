@@ -42,15 +42,14 @@ def state_hash(module):
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
-def download_weights(repo_id):
-    """Downloads model.safetensors of a hub repository, or takes it from the hub's cache: (path, "") or (None, why not)."""
+def download_weights(repo_id, file="model.safetensors"):
+    """Downloads a file of a hub repository ("OWNER/NAME", "OWNER/NAME@REVISION"), or takes it from the hub's cache:
+    (path, "") or (None, why not)."""
+    place = dict(zip(("repo_id", "revision"), repo_id.split("@")), filename=file)
     try:
-        cached = try_to_load_from_cache(repo_id, "model.safetensors")
-        if isinstance(cached, str):
-            return cached, ""
-        # asked first, because hf_hub_download alone repeats a failed connection for about 20 s
-        get_hf_file_metadata(hf_hub_url(repo_id, "model.safetensors"), timeout=5)
-        return hf_hub_download(repo_id, "model.safetensors"), ""
+        if not (cached := isinstance(try_to_load_from_cache(**place), str)):
+            get_hf_file_metadata(hf_hub_url(**place), timeout=5)  # hf_hub_download alone repeats a failed connection for 20 s
+        return hf_hub_download(**place, local_files_only=cached), ""
     except Exception as error:  # its class differs between versions of huggingface_hub (requests, httpx)
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
@@ -115,15 +114,22 @@ def build_model(model_name, **kwargs):
         UserError: timm knows no such model, or its description cannot be fetched from the hub.
     """
     try:
+        if model_name.startswith("hf-hub:") and (reason := download_weights(model_name[7:], "config.json")[1]):  # asked first
+            raise RuntimeError(reason)
         return timm.create_model(model_name, pretrained=False, **kwargs)
     except Exception as error:  # timm raises RuntimeError for unknown names, the hub's own errors for hf-hub: ones
         raise UserError(f"cannot build {model_name} ({' '.join(str(error).split())[:160]}): see timm.list_models()") from error
 
 
 def classifier_name(model):
-    """The name of a timm model's last layer, e.g. "fc"."""
-    name = model.pretrained_cfg["classifier"]
-    return name if isinstance(name, str) else name[0]
+    """The name of a timm model's last layer, e.g. "fc".
+
+    Raises:
+        UserError: the model has several (a distilled ViT has two).
+    """
+    if not isinstance(name := model.pretrained_cfg["classifier"], str):
+        raise UserError(f"this model has several classifiers {name}: take one with a single classifier")
+    return name
 
 
 def find_weights(name, place):
@@ -141,11 +147,17 @@ def find_weights(name, place):
 
 
 def describe_weights(path):
-    """What a weights file says of itself in the .json beside it ("source", "input_size"); its name where there is none."""
+    """What a weights file says of itself in the .json beside it ("source", "input_size"); its name where there is none.
+
+    Raises:
+        UserError: that .json is damaged.
+    """
     note = path.with_suffix(".json")
-    described = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    resolution = f", at {described['input_size']} px" if "input_size" in described else ""
-    return described.get("source", f"file {path.name}") + resolution
+    try:
+        described = {"source": f"file {path.name}"} | (json.loads(note.read_bytes()) if note.is_file() else {})
+        return described["source"] + (f", at {described['input_size']} px" if "input_size" in described else "")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{note}, which describes the weights beside it, is damaged ({error}): mend or remove it") from error
 
 
 def find_pretrained(name, weights):
@@ -192,9 +204,8 @@ def create_backbone(name, weights="auto"):
 
 def revive_residual_branches(model):
     """Sets all-zero BatchNorm scales to one (as timm's `zero_init_last=False`): at zero, random residual branches are dead."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.ones_(module.weight)
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and not module.weight.any()]:
+        nn.init.ones_(norm.weight)
 
 
 def normalize(model, images):
@@ -217,8 +228,14 @@ def make_head(in_features, num_classes, *, hidden=512, dropout=0.5, seed=0):
 
 
 def set_head(model, head):
-    """Puts `head` (its last layer gives C logits) in place of a timm model's classifier; returns the model."""
+    """Puts `head` (its last layer gives C logits) in place of a timm model's classifier; returns the model.
+
+    Raises:
+        UserError: the model's classifier is no linear layer on pooled features, or it has several.
+    """
     model.reset_classifier(head[-1].out_features)
+    if not isinstance(model.get_submodule(classifier_name(model)), nn.Linear):
+        raise UserError(f"this model ends in {type(model.get_classifier()).__name__}, not in a linear layer: no head fits it")
     model.set_submodule(classifier_name(model), head)
     return model
 
@@ -236,19 +253,119 @@ class FrozenFeatures(nn.Module):
         return self.model.forward_head(self.model.forward_features(normalize(self.model, images)), pre_logits=True)
 
 
-def split_at(model, cut="features"):
+class Normalized(nn.Module):
+    """`body`, a part of a timm model or all of it, for uint8 images [N, 3, H, W]: normalises them first."""
+
+    def __init__(self, model, body):
+        super().__init__()
+        self.pretrained_cfg, self.body = model.pretrained_cfg, body
+
+    def forward(self, images):
+        return self.body(normalize(self, images))
+
+
+def trace(module):
+    """Records what a module computes, layer by layer -> `torch.fx.GraphModule` on the same layers. Put it into eval mode first.
+
+    What timm marks as untraceable stays one step.
+    """
+    tracer = torch.fx.Tracer(autowrap_functions=(*timm.layers.get_notrace_functions(),))
+    opaque, is_leaf = (*timm.layers.get_notrace_modules(),), tracer.is_leaf_module
+    tracer.is_leaf_module = lambda layer, name: isinstance(layer, opaque) or is_leaf(layer, name)
+    return torch.fx.GraphModule(module, tracer.trace(module))
+
+
+def fold_batchnorm(lower):
+    """A frozen part with every BatchNorm that follows a convolution folded into it: the same function up to rounding, in
+    fewer steps (Jacob et al. 2018, CVPR, section 3.2). `lower` stays as it is, and is returned where it cannot be traced.
+
+    In fp32 on 2 AVX2 cores, batches of 8 images at 224 px, it takes EfficientNet-Lite0 from 42 to 75 images a second;
+    ResNet50 and DenseNet121 gain nothing there (17 and 21).
+    """
+    try:
+        folded = trace(lower)
+    except Exception:  # what a model's Python code does with a traced value can fail in any way; then nothing is folded
+        return lower
+    steps = [node for node in folded.graph.nodes if node.op == "call_module"]
+    for before, step in zip(steps, steps[1:]):
+        conv, norm = (folded.get_submodule(node.target) for node in (before, step))
+        uses = len(before.users), sum(node.target == before.target for node in steps)  # nobody else may see its output
+        kinds = isinstance(conv, nn.Conv2d) and type(norm) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
+        if step.args[0] is before and uses == (1, 1) and kinds:
+            folded.set_submodule(before.target, nn.utils.fuse_conv_bn_eval(conv, norm))
+            folded.set_submodule(step.target, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+    return folded
+
+
+def part_between(model, start, end):
+    """The part of a traced model that computes node `end` from node `start`, on the model's own layers."""
+    needed, todo = set(), [end]
+    while todo:
+        node = todo.pop()
+        if node not in needed and node is not start:
+            needed.add(node)
+            todo += node.all_input_nodes
+    graph = torch.fx.Graph()
+    copied = {start: graph.placeholder("x")}
+    for node in end.graph.nodes:
+        if node in needed:
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+    graph.output(copied[end])
+    return torch.fx.GraphModule(model, graph)
+
+
+def split_graph(model, cut):
+    """Cuts a model before its module `cut` (its full name, or the end of it) -> (lower, upper) on the model's own layers.
+
+    Raises:
+        UserError: it cannot be traced, has no such module, or data flows past that module.
+    """
+    choices = f'cut at "features", "input" or before a stage: {[name for name, _ in model.named_children()]}'
+    training = model.training
+    try:
+        whole = Normalized(model, model.eval())
+        nodes = list(trace(whole).graph.nodes)
+    except Exception as error:  # what a model's Python code does with a traced value can fail in any way
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f'this model cannot be cut inside ({reason}): cut at "features" or "input"') from error
+    finally:
+        model.train(training)
+    names = [[*node.meta.get("nn_module_stack", {}), str(node.target) * (node.op == "call_module")] for node in nodes]
+    inside = [i for i, stack in enumerate(names) if any(f".{name}".endswith(f".{cut}") for name in stack)]
+    if not inside:
+        raise UserError(f'the model has no module "{cut}": {choices}')
+    later = nodes[inside[0]:]
+    entries = {node for after in later for node in after.all_input_nodes} - set(later)
+    entries = [node for node in entries if node.op != "get_attr"]  # parameters are no data
+    if len(entries) != 1:
+        raise UserError(f'the model cannot be cut before "{cut}", where {len(entries)} tensors flow: {choices}')
+    return part_between(whole, nodes[0], entries[0]), part_between(whole, entries[0], nodes[-1].args[0])
+
+
+def split_features(model):
+    """Cuts a model behind its pooled features -> (lower, upper), as `split_at` does at the cut "features"."""
+    model.to(memory_format=torch.channels_last)
+    lower, upper = FrozenFeatures(model), model.get_submodule(classifier_name(model))
+    return lower.eval().requires_grad_(False), upper.requires_grad_(True)
+
+
+def split_at(model, cut):
     """Cuts a model into (lower, upper): `lower` is frozen and in eval mode, `upper` trains. Both share the model's tensors,
     so training `upper` trains `model`. Put the model on its device first.
 
-    `lower` takes uint8 images [N, 3, H, W]; at the cut "features" it gives [N, D] and `upper` is the classifier.
+    `lower` takes uint8 images [N, 3, H, W]. At the cut "features" it gives [N, D] and `upper` is the classifier; at the
+    name of a module, such as "layer4" or "blocks.6", that module and all behind it train, the input of it is kept; at
+    "input" `lower` does nothing and `upper` is the whole model, normalisation included.
 
     Raises:
-        UserError: an unknown cut.
+        UserError: a cut that the model does not have.
     """
-    if cut != "features":
-        raise UserError(f'unknown cut "{cut}": the model can be cut at "features"')
-    lower = FrozenFeatures(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return lower, model.get_submodule(classifier_name(model))
+    if cut == "features":
+        return split_features(model)
+    model.to(memory_format=torch.channels_last)
+    lower, upper = (nn.Identity(), Normalized(model, model)) if cut == "input" else split_graph(model, cut)
+    lower = copy.deepcopy(lower, memo={id(tensor): tensor for tensor in lower.state_dict(keep_vars=True).values()})
+    return lower.eval().requires_grad_(False), upper.requires_grad_(True)  # also what an earlier cut has frozen
 
 
 def choose_device():
@@ -263,5 +380,5 @@ def choose_precision(device):
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    flags = Path("/proc/cpuinfo").read_text().split() if "AVX512" in torch.backends.cpu.get_cpu_capability() else []
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32

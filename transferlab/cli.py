@@ -1,27 +1,27 @@
 """The command line: argparse only, one function of the library behind each subcommand."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
+
+import pandas as pd
 
 from .backbones import BACKBONES
+from .cache import cache_bound, clear_cache, default_cache, list_cache
 from .errors import UserError
 from .run import run_study
 from .weights import fill_weights
 
 
-def default_cache():
-    """$TRANSFERLAB_CACHE, else $XDG_CACHE_HOME/transferlab, else ~/.cache/transferlab."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return os.environ.get("TRANSFERLAB_CACHE") or str(Path(home) / "transferlab")
+def whole(text, lowest=0):
+    """An argparse type: a whole number of `lowest` or more."""
+    if not text.isdigit() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
+    return int(text)
 
 
 def positive(text):
     """An argparse type: a whole number of 1 or more."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+    return whole(text, 1)
 
 
 def make_parser():
@@ -39,12 +39,33 @@ def make_parser():
     option("--out", ".", "where model/, result/ and img/ go, e.g. --out /tmp/study (default: here)")
     option("--epochs", 30, "at most so many, e.g. --epochs 2 for a quick look (default: 30)", type=positive)
     option("--views", 4, "augmented views of every training image, e.g. --views 8 (default: 4)", type=positive)
-    option("--seed", 42, "of the split, the views and the head, e.g. --seed 7 (default: 42)", type=int)
+    option("--seed", 42, "of the split, the views and the head, e.g. --seed 7 (default: 42)", type=whole)
     option("--cache-dir", default_cache(), "keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)")
     weights = commands.add_parser("weights", help="fill a folder of pretrained weights ahead of time")
     weights.add_argument("names", nargs="*", metavar="NAME", help="e.g. resnet50 efficientnet_lite0 (default: all of the study)")
     weights.add_argument("--to", required=True, metavar="DIR", help="the folder, e.g. --to weights")
+    cache = commands.add_parser("cache", help="list or clear the features that are kept on disk")
+    cache.add_argument("--clear", action="store_true", help="delete them all, e.g. cache --clear")
+    text = "the folder, e.g. --cache-dir /tmp/features (default: %(default)s)"
+    cache.add_argument("--cache-dir", default=default_cache(), metavar="DIR", help=text)
     return parser
+
+
+def show_cache(cache_dir, clear):
+    """`transferlab cache`: prints what lies in the cache, or clears it.
+
+    Raises:
+        UserError: it is no folder, or cannot be written.
+    """
+    if clear:
+        count, freed = clear_cache(cache_dir)
+        print(f"{count} files, {freed / 1e6:.1f} MB deleted from {cache_dir}")
+        return
+    listed = list_cache(cache_dir)
+    if listed:
+        print(pd.DataFrame(listed).to_string(index=False, na_rep="", float_format="%.2f"))
+    total = sum(row["MB"] for row in listed)
+    print(f"{len(listed)} files, {total:.1f} MB of at most {cache_bound() / 1e6:.0f} MB in {cache_dir}")
 
 
 def fill_and_report(names, folder):
@@ -68,6 +89,8 @@ def main(arguments=None):
     try:
         if command == "run":
             run_study(**options)
+        elif command == "cache":
+            show_cache(**options)
         else:
             fill_and_report(options["names"], options["to"])
     except UserError as error:

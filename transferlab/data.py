@@ -117,12 +117,13 @@ def class_folders(folder):
     parts = SPLITS if folder_layout(folder) == "split" else (None,)
     listed = [(part, child) for part in parts for child in sub_folders(folder / part if part else folder)]
     names = [{child.name for part, child in listed if part == wanted} for wanted in parts]
+    if not all(name.isprintable() for name in names[0]):
+        raise UserError(f"{folder}: class folders with names that are no text: {ascii(sorted(names[0]))}; rename them")
     if names[0] != names[-1]:
         only = f"only in train: {sorted(names[0] - names[1])}; only in val: {sorted(names[1] - names[0])}"
         raise UserError(f"{folder}: train/ and val/ hold different classes ({only})")
     if len(names[0]) < 2:
-        found = f"class folders found: {sorted(names[0])}"
-        raise UserError(f"{folder}: classification needs two classes or more, each in a folder of its own; {found}")
+        raise UserError(f"{folder}: classification needs two classes or more, each in a folder of its own; found: {sorted(names[0])}")
     return listed
 
 
@@ -144,7 +145,7 @@ def load_images(folder, prefer=""):
             try:
                 image, file_hash = read_image(path)
             except (OSError, ValueError) as error:
-                rejected.append((relative, " ".join(str(error).split())))
+                rejected.append((relative, " ".join(str(getattr(error, "strerror", None) or error).split())))
                 continue
             kept.append((image, classes.index(class_folder.name), relative, part))
             digest.update(f"\0{relative}\0".encode() + file_hash)
@@ -152,10 +153,8 @@ def load_images(folder, prefer=""):
             last = rejected[-1:] if rejected and (folder / rejected[-1][0]).parent == class_folder else "the folder is empty"
             raise UserError(f"class {class_folder.name}: no image can be read in {class_folder} ({last})")
     images, labels, paths, split = zip(*kept)
-    return ImageSet(
-        images, torch.tensor(labels), paths, classes, split if split[0] else None, rejected,
-        digest.hexdigest(), folder.resolve().name, (folder / "SYNTHETIC").is_file(),
-    )
+    of_files = images, torch.tensor(labels), paths, classes, split if split[0] else None, rejected, digest.hexdigest()
+    return ImageSet(*of_files, folder.resolve().name, (folder / "SYNTHETIC").is_file())
 
 
 def split_indices(labels, *, val_size, seed, classes=None):
@@ -164,9 +163,11 @@ def split_indices(labels, *, val_size, seed, classes=None):
     The study's 455 faces with `val_size=0.35` give its 296/159.
 
     Raises:
-        UserError: a class is too small to have an image in both parts.
+        UserError: a class is too small to have an image in both parts; a seed that scikit-learn does not take.
     """
     counts, n_val = torch.bincount(labels).tolist(), int(val_size * len(labels))
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}: give a whole number from 0 to {2**32 - 1}")
     try:
         parts = train_test_split(range(len(labels)), test_size=n_val, stratify=labels, random_state=seed)
     except ValueError:  # scikit-learn's word for too small

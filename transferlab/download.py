@@ -136,11 +136,10 @@ def fetch_from_kaggle(handle, folder, advice):
         import kagglehub
     except ImportError:
         raise UserError(f"Downloading from Kaggle needs kagglehub: pip install kagglehub. {advice}") from None
-    # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are waited for endlessly.
-    settings = {"KAGGLEHUB_CACHE": str(folder), "DISABLE_COLAB_CACHE": "1", "DISABLE_KAGGLE_CACHE": "1"}
     try:  # asked first whether it answers: kagglehub alone would wait for minutes
         socket.create_connection(KAGGLE_ADDRESS, timeout=CONNECT_SECONDS).close()
-        with patch.dict(os.environ, settings):
+        # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are waited for endlessly.
+        with patch.dict(os.environ, {"KAGGLEHUB_CACHE": str(folder), "DISABLE_COLAB_CACHE": "1", "DISABLE_KAGGLE_CACHE": "1"}):
             kagglehub.dataset_download(handle)
     except Exception as error:  # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver
         raise DownloadError(f"Cannot fetch {handle} from Kaggle: {' '.join(str(error).split())}. {advice}") from error

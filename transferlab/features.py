@@ -1,14 +1,16 @@
 """The frozen part over views: computed once, kept, and handed to the epochs."""
 
 import functools
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from .artifacts import machine
-from .backbones import choose_precision, state_hash
+from .backbones import choose_precision, fold_batchnorm, state_hash
 from .cache import load_or_extract
 from .views import render_view
 
@@ -24,27 +26,19 @@ def timed(timings, phase):
 def view_blocks(image_set, views, *, seed):
     """Makes `blocks(view, indices)`: yields that view of those images, uint8 [<= 32, 3, H, W] at a time.
 
-    What was rendered for one backbone is kept for the next, up to 1 GB.
+    What was rendered for one backbone is kept for the next, the last 200 blocks (1 GB at 224 px).
     """
-    kept = {}
+    @functools.lru_cache(maxsize=200)
+    def block(view, *part):
+        return render_view(image_set, views.train if view else views.val, view=view, seed=seed, indices=part)
 
-    def blocks(view, indices):
-        for part in indices.split(32):
-            key = (view, *part.tolist())
-            transform = views.train if view else views.val
-            block = kept[key] if key in kept else render_view(image_set, transform, view=view, seed=seed, indices=part)
-            if sum(tensor.nbytes for tensor in kept.values()) < 10**9:
-                kept[key] = block
-            yield block
-
-    return blocks
+    return lambda view, indices: (block(view, *part.tolist()) for part in indices.split(32))
 
 
 def one_ahead(blocks):
     """Yields what `blocks` yields, the next one prepared in a second thread meanwhile."""
-    blocks = iter(blocks)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, blocks, None)
+        coming = pool.submit(next, blocks := iter(blocks), None)
         while (block := coming.result()) is not None:
             coming = pool.submit(next, blocks, None)
             yield block
@@ -65,6 +59,22 @@ def extract(lower, views, *, device, precision):
     return torch.cat(features).cpu()
 
 
+def extract_large(lower, views, count, folder, *, device, precision):
+    """As `extract`, for the activations [count, ...] at a deep cut: where they would take more than half of the memory that
+    is free, they are written to a file in `folder` as they come, and mapped into memory. It vanishes with the tensor.
+    """
+    blocks = iter(views.split(32) if isinstance(views, torch.Tensor) else views)
+    first = extract(lower, next(blocks), device=device, precision=precision)
+    rest = (extract(lower, block, device=device, precision=precision) for block in blocks)
+    if first[0].nbytes * count < psutil.virtual_memory().available / 2:
+        return torch.cat([first, *rest])
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        for part in (first, *rest):
+            file.write(part.contiguous().numpy())
+        file.flush()
+        return torch.from_file(file.name, shared=True, size=count * first[0].numel()).view(count, *first.shape[1:])
+
+
 def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     """Makes `draw(part, view)`: features [N, ...] of the images `indices[part]` in that view, computed once and kept.
 
@@ -73,6 +83,7 @@ def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     """
     device = next(lower.parameters()).device
     key = key | {"weights": state_hash(lower), "cut": "features", "device": device.type, "versions": machine()["versions"]}
+    folded = fold_batchnorm(lower)
 
     @functools.cache
     def draw(part, view):
@@ -80,6 +91,6 @@ def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
         wanted = key | {"indices": indices[part].tolist(), "view": view, "precision": str(precision)}
         with timed(timings, "validation images" if part == "val" else "training views"):
             views = blocks(view, indices[part])
-            return load_or_extract(cache_dir, wanted, lambda: extract(lower, views, device=device, precision=precision))
+            return load_or_extract(cache_dir, wanted, lambda: extract(folded, views, device=device, precision=precision))
 
     return draw

@@ -19,21 +19,21 @@ def describe_run(provenance):
 def plot_class_counts(image_set, indices):
     """Bars of the images per class, for each part of `indices` ({"train": ..., "val": ...})."""
     counts = {f"{part} ({len(index)})": torch.bincount(image_set.labels[index]) for part, index in indices.items()}
-    axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(figsize=(7, 3), rot=0, color=[BLUE, ORANGE], ylabel="images")
+    labels = {"title": f"{image_set.name}{' (synthetic)' * image_set.synthetic}: {len(image_set.labels)} images", "ylabel": "images"}
+    axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(figsize=(7, 3), rot=0, color=[BLUE, ORANGE], **labels)
     for bars in axis.containers:
         axis.bar_label(bars)
-    axis.set(title=f"{image_set.name}{' (synthetic)' * image_set.synthetic}: {len(image_set.labels)} images", ymargin=0.12)
     return axis.figure
 
 
 def plot_images(images, titles, *, columns, heading):
     """A grid of uint8 images [3, H, W] with their titles."""
     size = (1.7 * columns, 1.9 * -(-len(images) // columns) + 0.3)
-    figure, axes = plt.subplots(-(-len(images) // columns), columns, figsize=size, layout="constrained")
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    figure, axes = plt.subplots(-(-len(images) // columns), columns, figsize=size, layout="constrained", subplot_kw=bare)
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(image.permute(1, 2, 0))
         axis.set_title(title, fontsize=9)
-        axis.axis("off")
     figure.suptitle(heading)
     return figure
 
@@ -62,8 +62,7 @@ def plot_confusion(labels, predictions, provenance):
     display.plot(ax=left, cmap="Blues", colorbar=False, xticks_rotation=45)
     scores = f1_score(labels, predictions, average=None, labels=range(len(classes)), zero_division=0)
     right.bar_label(right.barh(classes, scores, color=BLUE), fmt="%.2f", padding=2)
-    right.invert_yaxis()
-    right.set(xlim=(0, 1.1), xlabel="F1", title=f"macro-F1 {scores.mean():.3f}")
+    right.set(xlim=(0, 1.1), ylim=(len(classes) - 0.5, -0.5), xlabel="F1", title=f"macro-F1 {scores.mean():.3f}")
     figure.suptitle(f"validation, {len(labels)} images | {describe_run(provenance)}", fontsize=9)
     return figure
 
@@ -71,9 +70,9 @@ def plot_confusion(labels, predictions, provenance):
 def plot_timings(summaries):
     """Where the time of each run went: a stacked bar of seconds by phase."""
     seconds = pd.DataFrame({summary["model"]: summary["timings"] for summary in summaries}).T.iloc[::-1]
-    axis = seconds.plot.barh(stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=[GREY, GREEN, BLUE, ORANGE])
+    labels = {"title": "time by phase", "xlabel": "seconds", "xlim": (0, 1.12 * seconds.sum(axis=1).max())}
+    axis = seconds.plot.barh(stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=[GREY, GREEN, BLUE, ORANGE], **labels)
     axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in seconds.sum(axis=1)])
-    axis.set(xlabel="seconds", title="time by phase", xlim=(0, 1.12 * seconds.sum(axis=1).max()))
     axis.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.3))
     return axis.figure
 

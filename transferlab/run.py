@@ -9,6 +9,7 @@ import pandas as pd
 
 from .artifacts import new_stamp, prepare_out_dir
 from .backbones import download_weights, hub_repository
+from .cache import cache_bound, clear_cache, kept_files
 from .data import find_image_folder
 from .download import DownloadError, download_hymenoptera, download_manga_faces
 from .errors import UserError
@@ -111,13 +112,16 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=4, seed
     """Executes the notebooks (all, or the one numbered `only`) as copies under `out`/result and prints a table of the runs.
 
     Raises:
-        UserError: as `find_data`, `find_run_weights` and `run_notebook`; an unknown number; notebooks not found.
+        UserError: as `find_data`, `find_run_weights`, `run_notebook` and `cache_bound`; an unknown number; notebooks not found.
     """
     numbers = [only] if only else list(NOTEBOOKS)
     root = Path(__file__).resolve().parents[1]
     missing = [number for number in numbers if not (root / f"{NOTEBOOKS.get(number, number)}.ipynb").is_file()]
     if missing:
         raise UserError(f"no notebook {missing[0]} in {root}: run from a clone of the repository, one of {list(NOTEBOOKS)}")
+    bound = cache_bound()
+    if cache_dir:
+        kept_files(cache_dir)  # an unusable one is said before any time is spent
     out = prepare_out_dir(out).resolve()
     before, stamp = list_outputs(out), new_stamp(out)
     weights = find_run_weights(weights, Path("weights"))
@@ -127,6 +131,8 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=4, seed
         print(f"\n== {NOTEBOOKS[number]} on {folder} -> {copy}", flush=True)
         parameters = {"data_dir": str(folder), "weights": weights, "epochs": epochs, "views": views, "seed": seed}
         run_notebook(root / f"{NOTEBOOKS[number]}.ipynb", copy, parameters | {"out_dir": str(out), "cache_dir": str(cache_dir)})
+    if cache_dir:
+        clear_cache(cache_dir, keep_bytes=bound)
     written = sorted(list_outputs(out) - before)
     summaries = [json.loads(path.read_text(encoding="utf-8")) for path in written if "_summary_" in path.name]
     print(f"\n{result_table(sorted(summaries, key=lambda s: s['stamp']))}\n\n{len(written)} files written:")

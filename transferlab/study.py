@@ -13,9 +13,10 @@ from .backbones import (
     estimate_batchnorm,
     make_head,
     set_head,
-    split_at,
+    split_features,
     state_hash,
 )
+from .errors import UserError
 from .features import feature_drawer, timed
 from .metrics import accuracy_interval
 from .train import evaluate, train
@@ -28,30 +29,25 @@ Study = namedtuple("Study", "image_set views indices blocks settings seed")
 Frozen = namedtuple("Frozen", "model lower upper info draw frozen_hash timings")
 
 
-def transform_text(transform):
-    """A transform as one line of text, its parameters included."""
-    return " ".join(repr(transform).split())
-
-
 def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
     """Creates a backbone with the study's head on it and freezes all but the head -> Frozen.
 
     Raises:
-        UserError: as `create_backbone`.
+        UserError: as `create_backbone`; fewer than one epoch or view.
     """
+    if min(study.settings["epochs"], study.settings["views"]) < 1:
+        raise UserError(f"epochs is {study.settings['epochs']} and views {study.settings['views']}: give 1 or more of each")
     timings, settings, device = {}, study.settings, choose_device()
     sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": study.seed}
     with timed(timings, "weights"):
         model, info = create_backbone(name, weights)
         set_head(model, make_head(model.head_hidden_size, len(study.image_set.classes), **sizes)).to(device)
         if info.kind == "random":  # on all clean images: no label is seen
-            clean = [block for index in study.indices.values() for block in study.blocks(0, index)]
-            estimate_batchnorm(model, torch.cat(clean), device=device)
-        lower, upper = split_at(model, "features")
-        frozen_hash = state_hash(lower)
-    key = {"data": study.image_set.digest, "views": [*map(transform_text, study.views)], "seed": study.seed, "model": info.timm_name}
+            estimate_batchnorm(model, torch.cat([*study.blocks(0, torch.cat([*study.indices.values()]))]), device=device)
+        lower, upper = split_features(model)
+    key = {"data": study.image_set.digest, "views": [*map(repr, study.views)], "seed": study.seed, "model": info.timm_name}
     draw = feature_drawer(lower, study.blocks, study.indices, key, cache_dir=cache_dir, timings=timings)
-    return Frozen(model, lower, upper, info, draw, frozen_hash, timings)
+    return Frozen(model, lower, upper, info, draw, state_hash(lower), timings)
 
 
 def train_study(frozen, study, *, progress=True):
@@ -67,8 +63,7 @@ def train_study(frozen, study, *, progress=True):
 
     val_x = draw("val", 0)
     if choose_device().type == "cpu":
-        images = len(labels["train"]) * (min(settings["views"], settings["epochs"]) + 1)
-        seconds = images * timings["validation images"] / len(val_x)
+        seconds = timings["validation images"] * len(labels["train"]) / len(val_x) * (min(settings["views"], settings["epochs"]) + 1)
         print(f"{frozen.info.name}: the training views will take about {seconds:.0f} s on this CPU")
     clean_x = draw("train", 0)
     drawn = timings["training views"]
@@ -84,18 +79,17 @@ def describe_study(frozen, study, val, val_labels):
     image_set, head = study.image_set, frozen.upper
     correct, device = int((val["predictions"] == val_labels).sum()), next(frozen.lower.parameters()).device
     return {
-        "model": frozen.info.name, "timm_name": frozen.info.timm_name, "protocol": "study", "data": image_set.name,
-        "data_digest": image_set.digest, "synthetic": image_set.synthetic, "rejected": image_set.rejected,
-        "classes": image_set.classes, "n_train": len(study.indices["train"]), "n_val": len(val_labels),
-        "split_hash": split_hash(image_set, study.indices["train"], study.indices["val"]),
-        "weights": frozen.info._asdict(), "frozen_hash_before": frozen.frozen_hash,
-        "frozen_hash_after": state_hash(frozen.lower), "settings": study.settings, "seed": study.seed,
+        "model": frozen.info.name, "timm_name": frozen.info.timm_name, "weights": frozen.info._asdict(), "protocol": "study",
+        "data": image_set.name, "data_digest": image_set.digest, "synthetic": image_set.synthetic,
+        "rejected": image_set.rejected, "classes": image_set.classes, "split_hash": split_hash(image_set, *study.indices.values()),
+        "n_train": len(study.indices["train"]), "n_val": len(val_labels), "settings": study.settings, "seed": study.seed,
         "head": {"in_features": head[0].in_features, "hidden": head[0].out_features, "dropout": head[2].p},
-        "transforms": {name: transform_text(transform) for name, transform in study.views._asdict().items()},
+        "transforms": {name: repr(transform) for name, transform in study.views._asdict().items()},
         "mean": frozen.model.pretrained_cfg["mean"], "std": frozen.model.pretrained_cfg["std"],
         "parameters": sum(p.numel() for p in frozen.model.parameters()),
         "trainable_parameters": sum(p.numel() for p in head.parameters()),
+        "frozen_hash_before": frozen.frozen_hash, "frozen_hash_after": state_hash(frozen.lower), "device": device.type,
         "accuracy_interval": accuracy_interval(correct, len(val_labels)), "val_predictions": val["predictions"].tolist(),
         "val_labels": val_labels.tolist(), "macro_f1": float(f1_score(val_labels, val["predictions"], average="macro")),
-        "device": device.type, "precision": str(choose_precision(device)), "timings": dict(frozen.timings),
+        "precision": str(choose_precision(device)), "timings": dict(frozen.timings),
     }

@@ -32,13 +32,13 @@ def evaluate(upper, x, y, *, batch_size=512):
     return {"loss": loss, "accuracy": accuracy, "logits": logits, "predictions": predictions}
 
 
-def train_one_epoch(upper, optimizer, x, y, order, *, batch_size):
+def train_one_epoch(upper, optimizer, x, y, order, batch_size, label_smoothing=0.0):
     """One pass over x [N, ...] in the given order -> (mean loss, accuracy), both as seen during training."""
     upper.train()
     total_loss = total_correct = 0.0
     for batch in order.split(batch_size):
         logits = upper(x[batch])
-        loss = F.cross_entropy(logits, y[batch])
+        loss = F.cross_entropy(logits, y[batch], label_smoothing=label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,12 +59,16 @@ def check_loss(loss, x, epoch, lr):
         raise UserError(f"epoch {epoch}: the loss is {loss}; {high if x.isfinite().all() else bad}")
 
 
-def train(upper, view_of, labels, val_x, val_y, *, clean_x, epochs=30, patience=5, batch_size=32, lr=1e-3, seed=0, progress=False):
+def train(
+    upper, view_of, labels, val_x, val_y, *, clean_x, epochs=30, patience=5, batch_size=32, lr=1e-3, weight_decay=0.0,
+    label_smoothing=0.0, seed=0, progress=False
+):
     """Trains `upper` with Adam and cross-entropy on kept features; restores the best epoch's weights -> TrainResult.
 
     `view_of(e)` gives the features [N, ...] of epoch e = 0, 1, ...; `labels` int64 [N]; `val_x` [M, ...], `val_y` int64 [M];
     `clean_x` [N, ...] is the training images' clean view, evaluated without dropout after each epoch. Best is the lowest
     validation loss, the earliest on ties. Training stops when `patience` epochs in a row bring no new best (0: never).
+    `weight_decay` is Adam's L2 term; `label_smoothing` acts on the training loss only.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -75,16 +79,15 @@ def train(upper, view_of, labels, val_x, val_y, *, clean_x, epochs=30, patience=
     shuffle = torch.Generator().manual_seed(seed)
     device = next(upper.parameters()).device
     labels, val_y = labels.to(device), val_y.to(device)
-    optimizer = torch.optim.Adam([p for p in upper.parameters() if p.requires_grad], lr=lr)
+    optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, upper.parameters()), lr=lr, weight_decay=weight_decay, fused=True)
     history, best = [], None
     bar = tqdm(range(epochs), disable=not progress, ascii=True, ncols=100, desc="epochs", file=sys.stdout)
     for epoch in bar:
         started = time.perf_counter()
         x = view_of(epoch).to(device)
         order = torch.randperm(len(labels), generator=shuffle).to(device)
-        train_loss, train_acc = train_one_epoch(upper, optimizer, x, labels, order, batch_size=batch_size)
-        clean = evaluate(upper, clean_x, labels)
-        val = evaluate(upper, val_x, val_y)
+        train_loss, train_acc = train_one_epoch(upper, optimizer, x, labels, order, batch_size, label_smoothing)
+        clean, val = evaluate(upper, clean_x, labels), evaluate(upper, val_x, val_y)
         for loss, features in ((train_loss, x), (clean["loss"], clean_x), (val["loss"], val_x)):
             check_loss(loss, features, epoch + 1, lr)
         row = [epoch + 1, train_loss, train_acc, clean["loss"], clean["accuracy"], val["loss"], val["accuracy"]]
