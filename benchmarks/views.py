@@ -1,0 +1,229 @@
+"""How many kept views are enough, and used how?
+
+    python -m benchmarks.views --data DIR --weights DIR [--out DIR] [--cache-dir DIR]
+
+Three schemes for the features of epoch e, from K random views of every image and the clean one:
+
+    cycle          view 1 + e % K
+    cycle+clean    the clean view is one of the cycle, and its first
+    between+clean  for each image and epoch a random point between two of its K + 1 views
+    clean          the clean view alone: no augmentation
+
+Held-out protocol on both datasets: stratified 5-fold, 20 % of each training fold for early stopping, 20 seeds. A seed
+changes the head's initialisation, the order, the dropout, the inner split and which K of the 30 views are used. A scheme
+passes if, on every pair of dataset and backbone, the lower end of the 95 % bootstrap interval (over images, of the mean over
+seeds) of its accuracy less that of `cycle` with 30 views lies above -1 point, and log-loss rises by at most 0.02. The
+smallest K that passes on seeds 0 to 9 must pass again on seeds 10 to 19.
+
+31 views go through every backbone once (kept in the cache), then 100 heads for each pair and setting are trained at once;
+both go on where an interrupted run stopped. Written: the correct answers and log-losses of every image and seed
+(views_raw_{stamp}.npz), the table (views_{stamp}.csv) and the figure.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch.nn import functional as F
+
+from transferlab.artifacts import machine, new_stamp, write_new
+from transferlab.backbones import choose_device, create_backbone, make_head, split_features
+from transferlab.cache import default_cache
+from transferlab.data import load_images, split_indices
+from transferlab.errors import UserError
+from transferlab.features import feature_drawer, view_blocks
+from transferlab.many import Job, train_many
+from transferlab.plots import BLUE, GREEN, GREY, ORANGE
+from transferlab.views import anime_views, hymenoptera_views
+
+DATASETS = {"manga_facial_expressions": anime_views(), "hymenoptera_data": hymenoptera_views()}
+MODELS = ("resnet50", "densenet121", "efficientnet_lite0")
+VIEWS, FOLDS, SEEDS = 30, 5, 20
+SETTINGS = [("clean", 0)] + [("cycle", k) for k in (1, 2, 4, 8, 16, 30)]
+SETTINGS += [(scheme, k) for scheme in ("cycle+clean", "between+clean") for k in (1, 2, 4, 8)]
+REFERENCE, MARGIN, LOSS_MARGIN = ("cycle", 30), -0.01, 0.02
+
+
+def draw_views(image_set, views, weights, cache_dir):
+    """Runs all views of all images through each backbone -> {model: (clean fp32 [N, D], views [31, N, D])} and sources."""
+    device, everything = choose_device(), torch.arange(len(image_set.labels))
+    indices, drawn, sources = {"train": everything, "val": everything}, {name: [] for name in MODELS}, {}
+    frozen = {}
+    for name in MODELS:
+        model, info = create_backbone(name, weights)
+        if info.kind == "random":
+            raise UserError(f"{name}: {info.source}; this measurement needs pretrained weights")
+        frozen[name], sources[name] = split_features(model.to(device))[0], info.source
+    for view in range(VIEWS + 1):
+        blocks = view_blocks(image_set, views, seed=0)  # of one view: rendered once for all backbones, then let go
+        for name, lower in frozen.items():
+            started, timings = time.perf_counter(), {}
+            key = {"data": image_set.digest, "views": [*map(repr, views)], "seed": 0, "model": name}
+            draw = feature_drawer(lower, blocks, indices, key, cache_dir=cache_dir, timings=timings)
+            drawn[name] += [draw("val", 0)] * (not view) + [draw("train", view)]
+            print(f"{image_set.name}, view {view} of {VIEWS}, {name}: {time.perf_counter() - started:.1f} s", flush=True)
+    return {name: (kept[0], torch.stack(kept[1:])) for name, kept in drawn.items()}, sources
+
+
+def view_chooser(scheme, k, views, seed):
+    """Makes `view_of(epoch)`, features [N, D], for one seed of a scheme; `views` [31, N, D], the clean one first."""
+    order = 1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]  # nested: more views keep the fewer
+    chosen = order if scheme == "cycle" else torch.cat([torch.tensor([0]), order])
+    if scheme != "between+clean":
+        return lambda epoch: views[chosen[epoch % len(chosen)]]
+
+    def between(epoch):
+        random = torch.Generator().manual_seed(1000 * seed + epoch)
+        n = views.shape[1]
+        first = torch.randint(len(chosen), (n,), generator=random)
+        second = (first + torch.randint(1, len(chosen), (n,), generator=random)) % len(chosen)  # another one
+        images = torch.arange(n)
+        share = torch.rand(n, 1, generator=random)
+        return torch.lerp(views[chosen[second], images], views[chosen[first], images], share)
+
+    return between
+
+
+def measure(clean, views, labels, scheme, k):
+    """Trains 5 folds x 20 seeds of one setting -> correct [20, N], log-loss [20, N], best epoch [20, 5] on the test folds."""
+    jobs, heads, tests, classes = [], [], [], len(labels.unique())
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))
+    for seed in range(SEEDS):
+        view_of = view_chooser(scheme, k, views, seed)
+        for rest, test in folds:
+            rest = torch.from_numpy(rest)
+            inner, val = (rest[part] for part in split_indices(labels[rest], val_size=0.2, seed=seed))
+            jobs.append(Job(view_of, inner, clean, val, seed=seed))
+            heads.append(make_head(views.shape[2], classes, seed=seed))
+            tests.append(torch.from_numpy(test))
+    results = train_many(heads, jobs, labels)
+    correct, loss = np.zeros((SEEDS, len(labels)), bool), np.zeros((SEEDS, len(labels)), np.float32)
+    for number, (head, test) in enumerate(zip(heads, tests)):
+        with torch.inference_mode():
+            logits = head.eval()(clean[test])
+        correct[number // FOLDS, test] = (logits.argmax(1) == labels[test]).numpy()
+        loss[number // FOLDS, test] = F.cross_entropy(logits, labels[test], reduction="none").numpy()
+    return correct, loss, np.array([result.best_epoch for result in results]).reshape(SEEDS, FOLDS)
+
+
+def compare_with_reference(raw, reference, seeds):
+    """Accuracy less the reference's with its 95 % bootstrap interval over images, and the rise of log-loss, means over seeds."""
+    gain = raw["correct"][seeds].mean(0) - reference["correct"][seeds].mean(0)
+    drawn = np.random.default_rng(0).integers(len(gain), size=(10_000, len(gain)))
+    low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
+    return gain.mean(), low, high, float(raw["loss"][seeds].mean() - reference["loss"][seeds].mean())
+
+
+def make_table(raw):
+    """One row a dataset, model, setting and block of seeds."""
+    rows = []
+    for (dataset, model, scheme, k), values in raw.items():
+        reference = raw[(dataset, model, *REFERENCE)]
+        for name, seeds in (("0-9", slice(0, 10)), ("10-19", slice(10, 20)), ("0-19", slice(0, 20))):
+            difference, low, high, rise = compare_with_reference(values, reference, seeds)
+            rows.append({
+                "dataset": dataset, "model": model, "scheme": scheme, "views": k, "seeds": name,
+                "accuracy": values["correct"][seeds].mean(), "log_loss": float(values["loss"][seeds].mean()),
+                "difference": difference, "difference_low": low, "difference_high": high, "log_loss_rise": rise,
+                "epochs_to_best": values["epochs"][seeds].mean(), "passes": low > MARGIN and rise <= LOSS_MARGIN,
+            })
+    return pd.DataFrame(rows)
+
+
+def decide(table):
+    """The first setting, by K, that passes on every pair on seeds 0-9 and again on 10-19 -> (scheme, K), text of the steps."""
+    passed = table.groupby(["scheme", "views", "seeds"]).passes.all()
+    said = []
+    for k in sorted(table.views.unique()):
+        for scheme in ("clean", "cycle", "cycle+clean", "between+clean"):
+            if (scheme, k, "0-9") not in passed.index or not passed[scheme, k, "0-9"]:
+                continue
+            again = passed[scheme, k, "10-19"]
+            said.append(f"{scheme}, K = {k}: passes on seeds 0-9, {'passes again' if again else 'fails'} on 10-19")
+            if again:
+                return (scheme, int(k)), said
+    return None, said
+
+
+def plot_curves(table, sources):
+    """Accuracy less the reference's against K, one panel a dataset and model; the band is the 95 % interval."""
+    table = table[table.seeds == "0-19"]
+    figure, axes = plt.subplots(2, len(MODELS), figsize=(11, 6), sharex=True, layout="constrained")
+    styles = {"cycle": (BLUE, "o-"), "cycle+clean": (ORANGE, "s--"), "between+clean": (GREEN, "^-.")}
+    for row, dataset in zip(axes, DATASETS):
+        for axis, model in zip(row, MODELS):
+            part = table[(table.dataset == dataset) & (table.model == model)]
+            for scheme, (colour, style) in styles.items():
+                line = part[part.scheme == scheme].sort_values("views")
+                axis.plot(line.views, 100 * line.difference, style, color=colour, label=scheme, markersize=4)
+                axis.fill_between(line.views, 100 * line.difference_low, 100 * line.difference_high, color=colour, alpha=0.12)
+            clean = part[part.scheme == "clean"].iloc[0]
+            axis.axhline(100 * clean.difference, color="black", linestyle=":", label="clean view alone")
+            axis.axhline(100 * MARGIN, color=GREY, linewidth=1)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks([1, 2, 4, 8, 16, 30], [1, 2, 4, 8, 16, 30])
+            reference = part[(part.scheme == "cycle") & (part.views == 30)].accuracy.iloc[0]
+            axis.set_title(f"{dataset}\n{model}: {reference:.1%} with 30 views", fontsize=9)
+        row[0].set_ylabel("accuracy less 30 views' (points)")
+    for axis in axes[1]:
+        axis.set_xlabel("views K")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    weights = "; ".join(f"{name}: {source[:40]}" for name, source in sources.items())
+    figure.suptitle(f"5 folds x {SEEDS} seeds, held-out test folds; grey: margin of 1 point | weights: {weights}", fontsize=8)
+    return figure
+
+
+def main(arguments=None):
+    """Measures, decides, writes -> exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder with both datasets")
+    parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
+    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
+    parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    out = Path(options.out)
+    unfinished = out / "result/benchmarks/views_unfinished"
+    for folder in (unfinished, out / "img"):
+        folder.mkdir(parents=True, exist_ok=True)
+    raw, sources = {}, {}
+    for dataset, views in DATASETS.items():
+        image_set = load_images(options.data, prefer=dataset)
+        if len(image_set.labels) < 100 or image_set.name != dataset:
+            raise UserError(f"{options.data} holds no {dataset}")
+        drawn, sources = draw_views(image_set, views, options.weights, options.cache_dir)
+        for model, (clean, kept) in drawn.items():
+            for scheme, k in SETTINGS:
+                path, started = unfinished / f"{image_set.digest[:12]}_{model}_{scheme}_{k}.npz", time.perf_counter()
+                if not path.is_file():
+                    correct, loss, epochs = measure(clean, kept, image_set.labels, scheme, k)
+                    write_new(path, lambda p: np.savez_compressed(p, correct=correct, loss=loss, epochs=epochs))  # noqa: B023
+                raw[dataset, model, scheme, k] = dict(np.load(path))
+                accuracy = raw[dataset, model, scheme, k]["correct"].mean()
+                print(f"{dataset}, {model}, {scheme}, K = {k}: {accuracy:.1%}, {time.perf_counter() - started:.0f} s", flush=True)
+    table, stamp = make_table(raw), new_stamp(out)
+    winner, said = decide(table)
+    print(table[table.seeds == "0-19"].drop(columns="seeds").to_string(index=False, float_format="%.4f"))
+    print("\n".join(said) or "no setting with fewer views passes", f"\ndefault: {winner}")
+    described = {"weights": sources, "winner": winner, "steps": said} | machine()
+    text = json.dumps(described, indent=1)
+    write_new(out / f"result/benchmarks/views_{stamp}.csv", lambda p: table.to_csv(p, index=False))
+    write_new(out / f"result/benchmarks/views_{stamp}.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    flat = {f"{'/'.join(map(str, key))}/{name}": value for key, values in raw.items() for name, value in values.items()}
+    flat = {key: value.astype(np.float16) if key.endswith("loss") else value for key, value in flat.items()}
+    write_new(out / f"result/benchmarks/views_raw_{stamp}.npz", lambda p: np.savez_compressed(p, **flat))
+    write_new(out / f"img/views_{stamp}.png", lambda p: plot_curves(table, sources).savefig(p, dpi=120, format="png"))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
