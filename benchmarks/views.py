@@ -138,18 +138,19 @@ def make_table(raw):
 
 
 def decide(table):
-    """The first setting, by K, that passes on every pair on seeds 0-9 and again on 10-19 -> (scheme, K), text of the steps."""
+    """The scheme with the fewest views that passes on every pair on seeds 0-9 and again on 10-19 -> (scheme, K), or None where
+    nothing short of the reference does; and the steps as text. The clean view alone is no candidate, but its step is told."""
     passed = table.groupby(["scheme", "views", "seeds"]).passes.all()
-    said = []
-    for k in sorted(table.views.unique()):
-        for scheme in ("clean", "cycle", "cycle+clean", "between+clean"):
-            if (scheme, k, "0-9") not in passed.index or not passed[scheme, k, "0-9"]:
-                continue
-            again = passed[scheme, k, "10-19"]
-            said.append(f"{scheme}, K = {k}: passes on seeds 0-9, {'passes again' if again else 'fails'} on 10-19")
-            if again:
-                return (scheme, int(k)), said
-    return None, said
+    steps, winner = [], None
+    for scheme, k in sorted(SETTINGS, key=lambda setting: setting[1]):  # of equal K the simplest first, as SETTINGS lists them
+        if (scheme, k) == REFERENCE or winner:
+            break
+        first, again = passed[scheme, k, "0-9"], passed[scheme, k, "10-19"]
+        outcome = "fails on seeds 0-9" if not first else f"passes on seeds 0-9, {'passes again' if again else 'fails'} on 10-19"
+        steps.append(f"{scheme}, K = {k}: {outcome}")
+        if first and again and scheme != "clean":
+            winner = [scheme, k]
+    return winner, steps
 
 
 def plot_curves(table, sources):
@@ -208,10 +209,10 @@ def main(arguments=None):
                 accuracy = raw[dataset, model, scheme, k]["correct"].mean()
                 print(f"{dataset}, {model}, {scheme}, K = {k}: {accuracy:.1%}, {time.perf_counter() - started:.0f} s", flush=True)
     table, stamp = make_table(raw), new_stamp(out)
-    winner, said = decide(table)
+    winner, steps = decide(table)
     print(table[table.seeds == "0-19"].drop(columns="seeds").to_string(index=False, float_format="%.4f"))
-    print("\n".join(said) or "no setting with fewer views passes", f"\ndefault: {winner}")
-    described = {"weights": sources, "winner": winner, "steps": said} | machine()
+    print("\n".join(steps), f"\ndefault: {winner or 'nothing short of the reference'}")
+    described = {"weights": sources, "winner": winner, "steps": steps} | machine()
     text = json.dumps(described, indent=1)
     write_new(out / f"result/benchmarks/views_{stamp}.csv", lambda p: table.to_csv(p, index=False))
     write_new(out / f"result/benchmarks/views_{stamp}.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))

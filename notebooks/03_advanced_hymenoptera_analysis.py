@@ -86,7 +86,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.data: to_rgb, decode_image, read_image
 
 # %% id="setup-load"
-# @inline transferlab.data: load_images
+# @inline transferlab.data: DECODED_BYTES, DecodedImages, load_images
 
 # %% id="setup-split"
 # @inline transferlab.data: split_indices, split_images
@@ -107,7 +107,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.backbones: revive_residual_branches, normalize, estimate_batchnorm
 
 # %% id="setup-device"
-# @inline transferlab.backbones: choose_device, choose_precision
+# @inline transferlab.backbones: choose_device, choose_precision, choose_batch_size
 
 # %% id="setup-fold"
 # @inline transferlab.backbones: trace, fold_batchnorm

@@ -137,7 +137,7 @@ def test_figures(study, trained, tmp_path):
     drawn += [plots.plot_confusion(torch.tensor(provenance["val_labels"]), torch.tensor(provenance["val_predictions"]), provenance)]
     drawn += [plots.plot_timings([summary, summary | {"model": "other"}]), plots.plot_models([summary, summary | {"model": "other"}])]
     drawn += [plots.plot_class_counts(study.image_set, study.indices)]
-    drawn += [plots.plot_images(study.image_set.images[:3], "abc", columns=3, heading="x")]
+    drawn += [plots.plot_images([*study.image_set.images][:3], "abc", columns=3, heading="x")]
     for number, figure in enumerate(drawn):
         path = save_figure(figure, out, f"figure{number}", stamp="20260101_000000")
         assert path.read_bytes().startswith(b"\x89PNG")

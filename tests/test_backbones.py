@@ -175,6 +175,14 @@ def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
         assert backbones.choose_precision(torch.device("cuda")) == expected
 
 
+def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * 10**9, 16 * 10**9))
+    sizes = [backbones.choose_batch_size(torch.device(kind), side**2) for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))]
+    assert sizes == [8, 64, 7]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 16 * 10**9))
+    assert backbones.choose_batch_size(torch.device("cuda"), 224**2) == 1
+
+
 # --- the hub ----------------------------------------------------------------
 
 

@@ -367,3 +367,16 @@ def test_a_split_is_refused_only_where_scikit_learn_has_none(counts, val_size, s
             return
         assert any(len(set(labels[part].tolist())) < len(counts) for part in parts)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_images_beyond_the_memory_bound_are_decoded_again(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "images")
+    whole = load_images(folder)
+    monkeypatch.setattr(data, "DECODED_BYTES", 4 * 3 * 9 * 12)  # four of the six images
+    part = load_images(folder)
+    assert [isinstance(item, Path) for item in part.images.items] == 4 * [False] + 2 * [True]
+    assert len(part.images) == 6 and all(torch.equal(a, b) for a, b in zip(whole.images, part.images, strict=True))
+    assert part.digest == whole.digest
+    (folder / "b" / "2.png").unlink()
+    with pytest.raises(UserError, match="2.png could be read before and cannot be now.*load the images again"):
+        part.images[5]

@@ -210,7 +210,7 @@ def test_figures_of_seven_classes(seven_classes):
     drawn = [
         plots.plot_class_counts(seven_classes, study.indices), plots.plot_timings([summary]), plots.plot_models([summary]),
         plots.plot_confusion(labels, torch.tensor(provenance["val_predictions"]), provenance),
-        plots.plot_images(seven_classes.images[:9], list("abcdefghi"), columns=7, heading="two rows"),
+        plots.plot_images([*seven_classes.images][:9], list("abcdefghi"), columns=7, heading="two rows"),
         *(plots.plot_history(result, provenance, kind) for kind in ("loss", "accuracy", "combined")),
     ]
     for figure in drawn:

@@ -16,9 +16,10 @@ from .errors import UserError
 SPLITS = ("train", "val")
 # "imageNotFound.gif" in the tutorial's train/ants, by its bytes, wherever it has been copied to.
 PLACEHOLDER_SHA256 = "6b4966252973c581b521f804453c6a0649ea6a2ce7e3e5c7deeb7d80623de231"
+# So much of a folder stays decoded: the study's faces take 0.1 GB, its ants and bees 0.2 GB.
+DECODED_BYTES = 500_000_000
 
-
-# The decoded images of one folder. images: N tensors, uint8 [3, H, W]; labels: int64 [N]; paths: N strings relative to
+# The decoded images of one folder. images: `DecodedImages`, N of uint8 [3, H, W]; labels: int64 [N]; paths: N strings relative to
 # the folder; classes: C sorted names; split: "train" or "val" for each image, None where the folder came unsplit;
 # rejected: (path, reason) of every file left out; digest: SHA-256 of classes, paths and file bytes; name: the folder's;
 # synthetic: whether the folder carries a file SYNTHETIC (drawn stand-ins).
@@ -127,10 +128,32 @@ def class_folders(folder):
     return listed
 
 
+class DecodedImages:
+    """A folder's images, uint8 [3, H, W] each: the first `DECODED_BYTES` of them stay decoded, later ones are read when asked for."""
+
+    def __init__(self):
+        self.items, self.room = [], DECODED_BYTES  # items: images, or paths
+
+    def keep(self, image, path):
+        self.room -= image.nbytes
+        self.items.append(image if self.room >= 0 else path)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        try:
+            return item if isinstance(item, torch.Tensor) else read_image(item)[0]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{item} could be read before and cannot be now ({error}): load the images again") from error
+
+
 def load_images(folder, prefer=""):
     """Decodes every image of a folder once -> ImageSet; what was left out is listed with its reason.
 
-    `folder` is searched as `find_image_folder` says.
+    `folder` is searched as `find_image_folder` says. Where the images take more than `DECODED_BYTES`, those beyond are decoded
+    anew for each view.
 
     Raises:
         UserError: no image folder, fewer than two classes, a class (of a split) without an image that can be read.
@@ -138,7 +161,7 @@ def load_images(folder, prefer=""):
     folder = find_image_folder(folder, prefer)
     listed = class_folders(folder)
     classes = sorted({child.name for _, child in listed})
-    kept, rejected, digest = [], [], hashlib.sha256("\0".join(classes).encode())
+    images, kept, rejected, digest = DecodedImages(), [], [], hashlib.sha256("\0".join(classes).encode())
     for part, class_folder in listed:
         for path in sorted(class_folder.iterdir()):
             relative = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()  # always printable
@@ -147,12 +170,13 @@ def load_images(folder, prefer=""):
             except (OSError, ValueError) as error:
                 rejected.append((relative, " ".join(str(getattr(error, "strerror", None) or error).split())))
                 continue
-            kept.append((image, classes.index(class_folder.name), relative, part))
+            images.keep(image, path)
+            kept.append((classes.index(class_folder.name), relative, part))
             digest.update(f"\0{relative}\0".encode() + file_hash)
-        if not kept or (folder / kept[-1][2]).parent != class_folder:
+        if not kept or (folder / kept[-1][1]).parent != class_folder:
             last = rejected[-1:] if rejected and (folder / rejected[-1][0]).parent == class_folder else "the folder is empty"
             raise UserError(f"class {class_folder.name}: no image can be read in {class_folder} ({last})")
-    images, labels, paths, split = zip(*kept)
+    labels, paths, split = zip(*kept)
     of_files = images, torch.tensor(labels), paths, classes, split if split[0] else None, rejected, digest.hexdigest()
     return ImageSet(*of_files, folder.resolve().name, (folder / "SYNTHETIC").is_file())
 

@@ -1,0 +1,172 @@
+"""What keeping features costs and saves: many heads, ten times the epochs, a second run, memory.
+
+    python -m benchmarks.engine --data DIR --weights DIR [--rounds N] [--out DIR]
+
+ResNet50 on the manga faces by the study protocol (296/159, seed 42, no early stopping), every round:
+
+    heads_linear, heads_study   100 heads (20 seeds x 5 folds) trained together / one after another, features given
+    epochs_linear, epochs_study the whole run with 300 epochs / with 30, the same kept views
+    second_run                  features read from disk / computed (start-up, ordinary epoch and heads in neither)
+    memory_mb                   peak memory (PSS of the process tree) of a whole run in a process of its own
+
+The two sides of a ratio take turns within a round. Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and
+round, and engine_{stamp}.json with the machine, versions and weights.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from transferlab.artifacts import machine, new_stamp, write_new
+from transferlab.backbones import make_head
+from transferlab.data import load_images, split_images
+from transferlab.errors import UserError
+from transferlab.features import view_blocks
+from transferlab.many import Job, train_many
+from transferlab.study import Study, freeze_backbone, train_study
+from transferlab.train import train
+from transferlab.views import anime_views
+
+SETTINGS = {"epochs": 30, "patience": 0, "batch_size": 32, "lr": 1e-3, "views": 4, "hidden": 512, "dropout": 0.5}
+SEEDS, FOLDS = 20, 5
+
+
+def make_study(data):
+    """The study of the manga faces as notebook 01 runs it, without early stopping."""
+    image_set, views = load_images(data, prefer="manga_facial_expressions"), anime_views()
+    indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
+    return Study(image_set, views, indices, view_blocks(image_set, views, seed=42), SETTINGS, 42)
+
+
+def new_head(kind, in_features, classes, seed):
+    if kind == "study":
+        return make_head(in_features, classes, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(in_features, classes)
+
+
+def seconds_of(work):
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def time_heads(kind, views, labels):
+    """Seconds for 100 heads on `views` [1 + K, N, D] (the clean one first): (together, one after another)."""
+    heads, jobs = [], []
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))
+    for seed in range(SEEDS):
+        for rest, test in (map(torch.from_numpy, fold) for fold in folds):
+            heads.append(new_head(kind, views.shape[2], 7, seed))
+            jobs.append(Job(lambda epoch: views[1 + epoch % (len(views) - 1)], rest, views[0], test, seed=seed, patience=0))
+    alone = copy.deepcopy(heads)
+
+    def one_after_another():
+        for head, job in zip(alone, jobs):
+            index, val = job.train_index, job.val_index
+            kept = [view[index] for view in views]
+            train(
+                head, lambda epoch, kept=kept: kept[1 + epoch % (len(kept) - 1)], labels[index], views[0][val], labels[val],
+                clean_x=kept[0], patience=0, seed=job.seed,
+            )
+
+    together = seconds_of(lambda: train_many(heads, jobs, labels))
+    return together, seconds_of(one_after_another)
+
+
+def time_run(study, weights, cache_dir):
+    """One whole run, its features kept in `cache_dir` -> (Frozen, features [5, 296, D], {(kind, epochs): seconds})."""
+    frozen = freeze_backbone("resnet50", study, weights=weights, cache_dir=cache_dir)
+    labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
+    clean, val = frozen.draw("train", 0), frozen.draw("val", 0)
+    kept = [frozen.draw("train", 1 + view) for view in range(SETTINGS["views"])]
+    heads = {}
+    for kind in ("linear", "study"):
+        for epochs in (30, 300):
+            head = new_head(kind, clean.shape[1], 7, 42)
+            options = {"clean_x": clean, "epochs": epochs, "patience": 0, "seed": 42}
+            heads[kind, epochs] = seconds_of(
+                lambda h=head, o=options: train(h, lambda e: kept[e % len(kept)], labels["train"], val, labels["val"], **o)
+            )
+    return frozen, torch.stack([clean, *kept]), heads
+
+
+def peak_memory(data, weights):
+    """Peak PSS in MB of a process (and its children) that runs the study once."""
+    code = "import sys; from benchmarks.engine import run_once; run_once(*sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", code, data, weights]) as process:
+        peak, parent = 0, psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                peak = max(peak, sum(one.memory_full_info().pss for one in (parent, *parent.children(recursive=True))))
+            except psutil.Error:  # it, or a child, has just ended
+                continue
+            time.sleep(0.1)
+    if process.returncode:
+        raise UserError(f"the run whose memory was measured failed with exit code {process.returncode}")
+    return peak / 1e6
+
+
+def run_once(data, weights):
+    study = make_study(data)
+    train_study(freeze_backbone("resnet50", study, weights=weights), study, progress=False)
+
+
+def measure_round(data, weights):
+    """One round -> {quantity: (value, numerator's seconds, denominator's seconds)}, and where the weights come from."""
+    study = make_study(data)
+    with tempfile.TemporaryDirectory() as folder:
+        frozen, views, heads = time_run(study, weights, folder)
+        again, _, _ = time_run(make_study(data), weights, folder)
+    first, second, labels = frozen.timings, again.timings, study.image_set.labels[study.indices["train"]]
+    features = [sum(t[part] for part in ("training views", "validation images")) for t in (first, second)]
+    found = {"second_run": (features[1], features[0])}
+    for kind in ("linear", "study"):
+        whole = sum(first.values())
+        found[f"epochs_{kind}"] = whole + heads[kind, 300], whole + heads[kind, 30]
+        found[f"heads_{kind}"] = time_heads(kind, views, labels)
+    ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
+    return ratios | {"memory_mb": (peak_memory(data, weights), None, None)}, frozen.info.source
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder with manga_facial_expressions")
+    parser.add_argument("--weights", required=True, help="a folder with resnet50's weights")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--out", default=".", help="where result/benchmarks goes (default: here)")
+    options = parser.parse_args(arguments)
+    folder = Path(options.out) / "result/benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(options.rounds):
+        measured, source = measure_round(options.data, options.weights)
+        for name, (value, above, below) in measured.items():
+            rows.append({"quantity": name, "round": number, "value": value, "seconds": above, "seconds_reference": below})
+            print({key: round(entry, 4) if isinstance(entry, float) else entry for key, entry in rows[-1].items()}, flush=True)
+    table, stamp = pd.DataFrame(rows), new_stamp(options.out)
+    print(table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f"))
+    info = json.dumps(machine() | {"data": "manga_facial_expressions", "rounds": options.rounds, "weights": source}, indent=1)
+    write_new(folder / f"engine_{stamp}.csv", lambda path: table.to_csv(path, index=False))
+    write_new(folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,82 @@
+"""What the measurements decide with: which views an epoch sees, the margin, the choice of a default."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import views
+from benchmarks.views import SETTINGS, VIEWS, compare_with_reference, decide, make_table, view_chooser
+
+KEPT = torch.arange(VIEWS + 1.0)[:, None, None] ** 2 + torch.arange(5.0)[:, None] * 10_000  # [31, 5, 1]: no two alike
+
+
+def test_each_scheme_sees_the_views_that_it_names():
+    def seen(scheme, k, epochs=40):
+        view_of = view_chooser(scheme, k, KEPT, seed=3)
+        return [KEPT.tolist().index(view_of(epoch).tolist()) for epoch in range(epochs)]
+
+    four = seen("cycle", 4)
+    assert four == four[:4] * 10 and len(set(four)) == 4 and 0 not in four
+    assert seen("cycle+clean", 4) == ([0] + four[:4]) * 8
+    assert seen("cycle", 8)[:4] == four[:4]  # more views keep the fewer
+    assert sorted(seen("cycle", VIEWS, VIEWS)) == list(range(1, VIEWS + 1))
+    assert set(seen("cycle+clean", 0)) == {0}
+
+
+@given(st.sampled_from([1, 2, 8]), st.integers(0, 50), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_between_stays_between_two_views_of_the_same_image(k, seed, epoch):
+    x = view_chooser("between+clean", k, KEPT, seed)(epoch)
+    own = KEPT[[0, *(1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]).tolist()]]
+    assert ((own.min(0).values <= x) & (x <= own.max(0).values)).all()
+    assert torch.equal(x, view_chooser("between+clean", k, KEPT, seed)(epoch))
+
+
+def raw(gain=0.0, rise=0.0, n=400):
+    """Correct answers of 20 seeds on `n` images, `gain` more of them right than in raw()."""
+    correct = np.tile(np.arange(n) < n * (0.5 + gain), (20, 1))
+    return {"correct": correct, "loss": np.full((20, n), 1 + rise, np.float32), "epochs": np.full((20, 5), 9)}
+
+
+def test_the_interval_is_that_of_a_mean_over_images():
+    difference, low, high, rise = compare_with_reference(raw(0.1, rise=0.5), raw(), slice(0, 10))
+    assert difference == pytest.approx(0.1) and rise == pytest.approx(0.5)
+    half = 1.96 * np.sqrt(0.1 * 0.9 / 400)  # 40 of 400 images changed by one each: the normal interval is close
+    assert low == pytest.approx(0.1 - half, abs=0.004) and high == pytest.approx(0.1 + half, abs=0.004)
+
+
+def test_fewer_views_pass_where_neither_accuracy_nor_loss_suffers():
+    given = {("manga_facial_expressions", "resnet50", *setting): raw() for setting in SETTINGS}
+    given["manga_facial_expressions", "resnet50", "cycle", 1] = raw(-0.02)
+    given["manga_facial_expressions", "resnet50", "cycle", 2] = raw(rise=0.03)
+    table = make_table(given)
+    failed = table[~table.passes]
+    assert {*zip(failed.scheme, failed.views)} == {("cycle", 1), ("cycle", 2)} and len(table) == 3 * len(SETTINGS)
+
+
+def passing(**passes):
+    """A table in which only what is named passes: {"cycle_4": ("0-9", "10-19")}; on two pairs, one of which always passes."""
+    rows = [
+        {"scheme": scheme, "views": k, "seeds": seeds, "passes": pair == 0 or seeds in passes.get(f"{scheme}_{k}", ())}
+        for scheme, k in SETTINGS for seeds in ("0-9", "10-19", "0-19") for pair in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_fewest_views_that_pass_twice_are_chosen():
+    both = ("0-9", "10-19")
+    assert decide(passing(cycle_4=both, cycle_8=both))[0] == ["cycle", 4]
+    winner, steps = decide(passing(cycle_2=("0-9",), **{"between+clean_2": both}))
+    assert winner == ["between+clean", 2] and "cycle, K = 2: passes on seeds 0-9, fails on 10-19" in steps
+    assert decide(passing(clean_0=both, cycle_16=both))[0] == ["cycle", 16]  # no view at all is no scheme
+    winner, steps = decide(passing())
+    assert winner is None and len(steps) == len(SETTINGS) - 1
+
+
+def test_the_figure_shows_every_pair():
+    given = {(dataset, model, *setting): raw() for dataset in views.DATASETS for model in views.MODELS for setting in SETTINGS}
+    figure = views.plot_curves(make_table(given), {model: "drawn" for model in views.MODELS})
+    assert len(figure.axes) == 6 and all(len(axis.lines) >= 4 for axis in figure.axes)
