@@ -5,8 +5,10 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from statistics import median
 
 import jinja2
+import pandas as pd
 import torch
 
 from transferlab.metrics import mcnemar_p
@@ -63,8 +65,20 @@ def load_context():
     if resnet["split_hash"] != densenet["split_hash"] or resnet["data_digest"] != densenet["data_digest"]:
         sys.exit("error: resnet50 and densenet121 were not run on the same split: publish 01 and 02 together")
     figures = {f"{notebook}/{kind}": path for (notebook, kind), path in named.items()}
+    benchmarks = {name: read_benchmark(named, name) for name in ("views", "engine")}
     majority = max(map(resnet["val_labels"].count, range(len(resnet["classes"])))) / resnet["n_val"]
-    return {"runs": runs, "figures": figures, "count": count_text, "majority": majority, **paired(resnet, densenet)}
+    helpers = {"count": count_text, "median": median, "majority": majority}
+    return {"runs": runs, "figures": figures, **helpers, **benchmarks, **paired(resnet, densenet)}
+
+
+def read_benchmark(named, name):
+    """A named benchmark: its .json (machine, versions, weights), its table's "rows" and "path"; None where none is named."""
+    if (name, f"benchmarks/{name}") not in named:
+        return None
+    stem = ROOT / named[name, f"benchmarks/{name}"]
+    described = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    table = pd.read_csv(stem.with_suffix(".csv"))
+    return described | {"rows": table.to_dict("records"), "path": str(stem.with_suffix(".csv").relative_to(ROOT))}
 
 
 def paired(resnet, densenet):

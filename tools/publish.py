@@ -1,9 +1,11 @@
 """Executes the notebooks in place on given data and weights, and names their runs in report/runs.toml (`make publish`).
 
     python tools/publish.py --data DIR --weights DIR [--only 01]
+    python tools/publish.py --benchmark views_20260101_120000
 
-Pictures of a dataset never enter a committed notebook: cells tagged `shows-images` get the output of a second run on drawn
-pictures, which ends at the last such cell. Result files of runs that are no longer named are deleted.
+The second form names the files that a benchmark wrote under that name and stamp. Pictures of a dataset never enter a
+committed notebook: cells tagged `shows-images` get the output of a second run on drawn pictures, which ends at the last such
+cell. Result files of runs that are no longer named are deleted.
 """
 
 import argparse
@@ -50,8 +52,21 @@ def publish_notebook(number, data, weights):
     return sorted(path for path in list_outputs(ROOT) - before if path.parent.name != "model")
 
 
+def name_benchmark(name):
+    """A benchmark's name and its files, by name and stamp: result/benchmarks/NAME*_STAMP.* and img/NAME_STAMP.png.
+
+    Raises:
+        UserError: it wrote none.
+    """
+    kind, stamp = name.split("_", 1)
+    files = [*(ROOT / "result/benchmarks").glob(f"{kind}*_{stamp}.*"), *(ROOT / "img").glob(f"{name}.png")]
+    if not files:
+        raise UserError(f"no files of {name} in result/benchmarks: give the name and stamp of a finished benchmark")
+    return kind, sorted(files)
+
+
 def write_runs(files):
-    """Writes report/runs.toml from {notebook: its files}: what the report may speak of, each file with its SHA-256."""
+    """Writes report/runs.toml from {notebook or benchmark: its files}: what the report may speak of, each file with its SHA-256."""
     lines = ["# Written by `make publish`. The report speaks of these files and no others.\n"]
     for number in sorted(files):
         for path in files[number]:
@@ -62,7 +77,7 @@ def write_runs(files):
 
 
 def read_runs():
-    """{notebook: its files} of report/runs.toml; empty where there is none."""
+    """{notebook or benchmark: its files} of report/runs.toml; empty where there is none."""
     files = {}
     for entry in tomllib.loads(RUNS.read_text(encoding="utf-8"))["files"] if RUNS.is_file() else []:
         files.setdefault(entry["notebook"], []).append(ROOT / entry["path"])
@@ -70,19 +85,24 @@ def read_runs():
 
 
 def main():
-    """Publishes all notebooks, or one -> exit code."""
+    """Publishes all notebooks, one, or a benchmark -> exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="")
     parser.add_argument("--weights", default="")
     parser.add_argument("--only", default="", choices=("", *NOTEBOOKS))
+    parser.add_argument("--benchmark", default="", metavar="NAME_STAMP")
     options = parser.parse_args()
     try:
         new_stamp(prepare_out_dir(ROOT))
-        weights = find_run_weights(options.weights, ROOT / "weights")
         files = read_runs()
-        for number in [options.only] if options.only else NOTEBOOKS:
-            old = files.get(number, [])
-            files[number] = publish_notebook(number, options.data, weights)
+        if options.benchmark:
+            found = [name_benchmark(options.benchmark)]
+        else:
+            weights = find_run_weights(options.weights, ROOT / "weights")
+            numbers = [options.only] if options.only else NOTEBOOKS
+            found = ((number, publish_notebook(number, options.data, weights)) for number in numbers)
+        for number, new in found:
+            old, files[number] = files.get(number, []), new
             write_runs(files)
             for path in set(old) - {kept for named in files.values() for kept in named}:
                 path.unlink(missing_ok=True)
