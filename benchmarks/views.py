@@ -62,7 +62,7 @@ def draw_views(image_set, views, weights, cache_dir):
             raise UserError(f"{name}: {info.source}; this measurement needs pretrained weights")
         frozen[name], sources[name] = split_features(model.to(device))[0], info.source
     for view in range(VIEWS + 1):
-        blocks = view_blocks(image_set, views, seed=0)  # of one view: rendered once for all backbones, then let go
+        blocks = view_blocks(image_set, views, seed=0, keep=50)  # of one view: rendered once for all backbones, then let go
         for name, lower in frozen.items():
             started, timings = time.perf_counter(), {}
             key = {"data": image_set.digest, "views": [*map(repr, views)], "seed": 0, "model": name}

@@ -236,7 +236,7 @@ settings = {
     "epochs": epochs, "patience": 5, "batch_size": 32, "lr": 1e-3, "views": views, "hidden": 512, "dropout": 0.5,
 }
 indices = {"train": train_index, "val": val_index}
-blocks = view_blocks(image_set, transforms, seed=seed)
+blocks = view_blocks(image_set, transforms, seed=seed, keep=200)  # rendered once for all four backbones
 study = Study(image_set, transforms, indices, blocks, settings, seed)
 frozen = freeze_backbone("efficientnet_lite0", study, weights=weights, cache_dir=cache_dir)
 print(f"weights: {frozen.info.kind}: {frozen.info.source}")

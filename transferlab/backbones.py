@@ -90,7 +90,7 @@ def load_backbone_weights(timm_name, path):
     model = build_model(timm_name)
     classifier = f"{classifier_name(model)}.weight"
     if classifier in state and model.num_classes != len(state[classifier]):
-        model = build_model(timm_name, num_classes=len(state[classifier]))
+        model.reset_classifier(len(state[classifier]))
     load_all(model, state, path)
     return model
 

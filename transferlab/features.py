@@ -23,12 +23,12 @@ def timed(timings, phase):
     timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - started
 
 
-def view_blocks(image_set, views, *, seed):
+def view_blocks(image_set, views, *, seed, keep=0):
     """Makes `blocks(view, indices)`: yields that view of those images, uint8 [<= 32, 3, H, W] at a time.
 
-    What was rendered for one backbone is kept for the next, the last 200 blocks (1 GB at 224 px).
+    The last `keep` blocks that were rendered for one backbone are kept for the next (5 MB each at 224 px).
     """
-    @functools.lru_cache(maxsize=200)
+    @functools.lru_cache(maxsize=keep)
     def block(view, *part):
         return render_view(image_set, views.train if view else views.val, view=view, seed=seed, indices=part)
 
