@@ -1,6 +1,6 @@
 """How many kept views are enough, and used how?
 
-    python -m benchmarks.views --data DIR --weights DIR [--out DIR] [--cache-dir DIR]
+    python -m benchmarks.views --data DIR --weights DIR [--out DIR] [--cache-dir DIR] [--decide-only]
 
 Three schemes for the features of epoch e, from K random views of every image and the clean one:
 
@@ -45,7 +45,9 @@ from transferlab.views import anime_views, hymenoptera_views
 
 DATASETS = {"manga_facial_expressions": anime_views(), "hymenoptera_data": hymenoptera_views()}
 MODELS = ("resnet50", "densenet121", "efficientnet_lite0")
-VIEWS, FOLDS, SEEDS = 30, 5, 20
+VIEWS, FOLDS = 30, 5
+BLOCKS = {"0-9": range(10), "10-19": range(10, 20)}  # of seeds: what passes on the first must pass again on the second
+ALL = "0-19"
 SETTINGS = [("clean", 0)] + [("cycle", k) for k in (1, 2, 4, 8, 16, 30)]
 SETTINGS += [(scheme, k) for scheme in ("cycle+clean", "between+clean") for k in (1, 2, 4, 8)]
 REFERENCE, MARGIN, LOSS_MARGIN = ("cycle", 30), -0.01, 0.02
@@ -91,11 +93,11 @@ def view_chooser(scheme, k, views, seed):
     return between
 
 
-def measure(clean, views, labels, scheme, k):
-    """Trains 5 folds x 20 seeds of one setting -> correct [20, N], log-loss [20, N], best epoch [20, 5] on the test folds."""
+def measure(clean, views, labels, scheme, k, seeds):
+    """Trains 5 folds a seed -> {"correct": bool [S, N], "loss": fp32 [S, N], "epochs": best epoch [S, 5]}, on the test folds."""
     jobs, heads, tests, classes = [], [], [], len(labels.unique())
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))
-    for seed in range(SEEDS):
+    for seed in seeds:
         view_of = view_chooser(scheme, k, views, seed)
         for rest, test in folds:
             rest = torch.from_numpy(rest)
@@ -104,58 +106,119 @@ def measure(clean, views, labels, scheme, k):
             heads.append(make_head(views.shape[2], classes, seed=seed))
             tests.append(torch.from_numpy(test))
     results = train_many(heads, jobs, labels)
-    correct, loss = np.zeros((SEEDS, len(labels)), bool), np.zeros((SEEDS, len(labels)), np.float32)
+    correct, loss = np.zeros((len(seeds), len(labels)), bool), np.zeros((len(seeds), len(labels)), np.float32)
     for number, (head, test) in enumerate(zip(heads, tests)):
         with torch.inference_mode():
             logits = head.eval()(clean[test])
         correct[number // FOLDS, test] = (logits.argmax(1) == labels[test]).numpy()
         loss[number // FOLDS, test] = F.cross_entropy(logits, labels[test], reduction="none").numpy()
-    return correct, loss, np.array([result.best_epoch for result in results]).reshape(SEEDS, FOLDS)
+    return {"correct": correct, "loss": loss, "epochs": np.reshape([result.best_epoch for result in results], (len(seeds), FOLDS))}
 
 
-def compare_with_reference(raw, reference, seeds):
+def measure_or_read(folder, drawn, key, block):
+    """`measure` of key (dataset, model, scheme, K) on a block of seeds, kept in `folder` -> dict of arrays."""
+    dataset, model, scheme, k = key
+    image_set, features = drawn[dataset]
+    path, started = folder / f"{image_set.digest[:12]}_{model}_{scheme}_{k}_{block}.npz", time.perf_counter()
+    if not path.is_file():
+        found = measure(*features[model], image_set.labels, scheme, k, BLOCKS[block])
+        write_new(path, lambda temporary: np.savez_compressed(temporary, **found))
+    found = dict(np.load(path))
+    seconds = time.perf_counter() - started
+    print(f"{dataset}, {model}, {scheme}, K = {k}, seeds {block}: {found['correct'].mean():.1%}, {seconds:.0f} s", flush=True)
+    return found
+
+
+def measure_all(folder, drawn, decide_only):
+    """The first block of seeds everywhere, then the second: the reference, the clean view, what passed, by K, and the rest.
+
+    With `decide_only` it stops as soon as a default has passed twice. -> {(dataset, model, scheme, K): {block: arrays}}
+    """
+    pairs = [(dataset, model) for dataset in DATASETS for model in MODELS]
+    raw = {(*pair, *setting): {} for pair in pairs for setting in SETTINGS}
+    first, second = BLOCKS
+    for key in raw:
+        raw[key][first] = measure_or_read(folder, drawn, key, first)
+    table = make_table(raw)
+    passed = table.groupby(["scheme", "views"]).passes.all()
+    order = sorted(by_views(), key=lambda setting: setting not in (REFERENCE, ("clean", 0)))
+    for setting in sorted(order, key=lambda setting: not passed[setting]):
+        if decide_only and decide(make_table(raw))[0]:
+            break
+        for pair in pairs:
+            raw[(*pair, *setting)][second] = measure_or_read(folder, drawn, (*pair, *setting), second)
+    return raw
+
+
+def by_views():
+    """The settings by K; of equal K the simplest scheme first, as SETTINGS lists them."""
+    return sorted(SETTINGS, key=lambda setting: setting[1])
+
+
+def seeds_of(blocks, name):
+    """The arrays of a block of seeds, or of both joined; None where they have not been measured."""
+    wanted = BLOCKS if name == ALL else [name]
+    if not set(wanted) <= set(blocks):
+        return None
+    return {part: np.concatenate([blocks[one][part] for one in wanted]) for part in ("correct", "loss", "epochs")}
+
+
+def compare_with_reference(values, reference):
     """Accuracy less the reference's with its 95 % bootstrap interval over images, and the rise of log-loss, means over seeds."""
-    gain = raw["correct"][seeds].mean(0) - reference["correct"][seeds].mean(0)
+    gain = values["correct"].mean(0) - reference["correct"].mean(0)
     drawn = np.random.default_rng(0).integers(len(gain), size=(10_000, len(gain)))
     low, high = np.quantile(gain[drawn].mean(1), [0.025, 0.975])
-    return gain.mean(), low, high, float(raw["loss"][seeds].mean() - reference["loss"][seeds].mean())
+    return gain.mean(), low, high, float(values["loss"].mean() - reference["loss"].mean())
 
 
 def make_table(raw):
-    """One row a dataset, model, setting and block of seeds."""
+    """One row a dataset, model, setting and block of seeds, as far as they have been measured."""
     rows = []
-    for (dataset, model, scheme, k), values in raw.items():
-        reference = raw[(dataset, model, *REFERENCE)]
-        for name, seeds in (("0-9", slice(0, 10)), ("10-19", slice(10, 20)), ("0-19", slice(0, 20))):
-            difference, low, high, rise = compare_with_reference(values, reference, seeds)
+    for (dataset, model, scheme, k), blocks in raw.items():
+        for name in (*BLOCKS, ALL):
+            values, reference = seeds_of(blocks, name), seeds_of(raw[(dataset, model, *REFERENCE)], name)
+            if values is None or reference is None:
+                continue
+            difference, low, high, rise = compare_with_reference(values, reference)
             rows.append({
                 "dataset": dataset, "model": model, "scheme": scheme, "views": k, "seeds": name,
-                "accuracy": values["correct"][seeds].mean(), "log_loss": float(values["loss"][seeds].mean()),
+                "accuracy": values["correct"].mean(), "log_loss": float(values["loss"].mean()),
                 "difference": difference, "difference_low": low, "difference_high": high, "log_loss_rise": rise,
-                "epochs_to_best": values["epochs"][seeds].mean(), "passes": low > MARGIN and rise <= LOSS_MARGIN,
+                "epochs_to_best": values["epochs"].mean(), "passes": low > MARGIN and rise <= LOSS_MARGIN,
             })
     return pd.DataFrame(rows)
 
 
 def decide(table):
-    """The scheme with the fewest views that passes on every pair on seeds 0-9 and again on 10-19 -> (scheme, K), or None where
-    nothing short of the reference does; and the steps as text. The clean view alone is no candidate, but its step is told."""
+    """The scheme with the fewest views that passes on every pair on the first block of seeds and again on the second ->
+    [scheme, K], or None where nothing short of the reference does (or not yet); and the steps as text.
+
+    The clean view alone is no candidate, but its step is told.
+    """
     passed = table.groupby(["scheme", "views", "seeds"]).passes.all()
-    steps, winner = [], None
-    for scheme, k in sorted(SETTINGS, key=lambda setting: setting[1]):  # of equal K the simplest first, as SETTINGS lists them
-        if (scheme, k) == REFERENCE or winner:
+    steps, (first, second), words = [], BLOCKS, {None: "not yet tried", True: "passes again", False: "fails"}
+    for scheme, k in by_views():
+        if (scheme, k) == REFERENCE:
             break
-        first, again = passed[scheme, k, "0-9"], passed[scheme, k, "10-19"]
-        outcome = "fails on seeds 0-9" if not first else f"passes on seeds 0-9, {'passes again' if again else 'fails'} on 10-19"
+        again = passed.get((scheme, k, second))
+        outcome = f"fails on seeds {first}"
+        if passed[scheme, k, first]:
+            outcome = f"passes on seeds {first}, {words[again]} on {second}"
         steps.append(f"{scheme}, K = {k}: {outcome}")
-        if first and again and scheme != "clean":
-            winner = [scheme, k]
-    return winner, steps
+        if passed[scheme, k, first] and again and scheme != "clean":
+            return [scheme, k], steps
+    return None, steps
+
+
+def most_seeds(table):
+    """All seeds where every setting has them, else the first block."""
+    return ALL if (table.seeds == ALL).sum() == (table.seeds == "0-9").sum() else "0-9"
 
 
 def plot_curves(table, sources):
     """Accuracy less the reference's against K, one panel a dataset and model; the band is the 95 % interval."""
-    table = table[table.seeds == "0-19"]
+    shown = most_seeds(table)
+    table = table[table.seeds == shown]
     figure, axes = plt.subplots(2, len(MODELS), figsize=(11, 6), sharex=True, layout="constrained")
     styles = {"cycle": (BLUE, "o-"), "cycle+clean": (ORANGE, "s--"), "between+clean": (GREEN, "^-.")}
     for row, dataset in zip(axes, DATASETS):
@@ -177,7 +240,7 @@ def plot_curves(table, sources):
         axis.set_xlabel("views K")
     axes[0, 0].legend(frameon=False, fontsize=8)
     weights = "; ".join(f"{name}: {source[:40]}" for name, source in sources.items())
-    figure.suptitle(f"5 folds x {SEEDS} seeds, held-out test folds; grey: margin of 1 point | weights: {weights}", fontsize=8)
+    figure.suptitle(f"5 folds, seeds {shown}, held-out test folds; grey: margin of 1 point | weights: {weights}", fontsize=8)
     return figure
 
 
@@ -188,35 +251,33 @@ def main(arguments=None):
     parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
     parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
+    parser.add_argument("--decide-only", action="store_true", help="seeds 10-19 only as far as the choice needs them")
     options = parser.parse_args(arguments)
     out = Path(options.out)
     unfinished = out / "result/benchmarks/views_unfinished"
     for folder in (unfinished, out / "img"):
         folder.mkdir(parents=True, exist_ok=True)
-    raw, sources = {}, {}
+    drawn = {}
     for dataset, views in DATASETS.items():
         image_set = load_images(options.data, prefer=dataset)
-        if len(image_set.labels) < 100 or image_set.name != dataset:
-            raise UserError(f"{options.data} holds no {dataset}")
-        drawn, sources = draw_views(image_set, views, options.weights, options.cache_dir)
-        for model, (clean, kept) in drawn.items():
-            for scheme, k in SETTINGS:
-                path, started = unfinished / f"{image_set.digest[:12]}_{model}_{scheme}_{k}.npz", time.perf_counter()
-                if not path.is_file():
-                    correct, loss, epochs = measure(clean, kept, image_set.labels, scheme, k)
-                    write_new(path, lambda p: np.savez_compressed(p, correct=correct, loss=loss, epochs=epochs))  # noqa: B023
-                raw[dataset, model, scheme, k] = dict(np.load(path))
-                accuracy = raw[dataset, model, scheme, k]["correct"].mean()
-                print(f"{dataset}, {model}, {scheme}, K = {k}: {accuracy:.1%}, {time.perf_counter() - started:.0f} s", flush=True)
+        if image_set.name != dataset:
+            raise UserError(f"{options.data} holds no {dataset}, but {image_set.name}: give the folder that holds both datasets")
+        features, sources = draw_views(image_set, views, options.weights, options.cache_dir)
+        drawn[dataset] = image_set, features
+    raw = measure_all(unfinished, drawn, options.decide_only)
     table, stamp = make_table(raw), new_stamp(out)
     winner, steps = decide(table)
-    print(table[table.seeds == "0-19"].drop(columns="seeds").to_string(index=False, float_format="%.4f"))
+    shown = table[table.seeds == most_seeds(table)].drop(columns="seeds")
+    print(shown.to_string(index=False, float_format="%.4f"))
     print("\n".join(steps), f"\ndefault: {winner or 'nothing short of the reference'}")
-    described = {"weights": sources, "winner": winner, "steps": steps} | machine()
+    described = {"weights": sources, "winner": winner, "steps": steps, "seeds": most_seeds(table)} | machine()
     text = json.dumps(described, indent=1)
     write_new(out / f"result/benchmarks/views_{stamp}.csv", lambda p: table.to_csv(p, index=False))
     write_new(out / f"result/benchmarks/views_{stamp}.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
-    flat = {f"{'/'.join(map(str, key))}/{name}": value for key, values in raw.items() for name, value in values.items()}
+    flat = {
+        "/".join(map(str, (*key, block, name))): value
+        for key, blocks in raw.items() for block, values in blocks.items() for name, value in values.items()
+    }
     flat = {key: value.astype(np.float16) if key.endswith("loss") else value for key, value in flat.items()}
     write_new(out / f"result/benchmarks/views_raw_{stamp}.npz", lambda p: np.savez_compressed(p, **flat))
     write_new(out / f"img/views_{stamp}.png", lambda p: plot_curves(table, sources).savefig(p, dpi=120, format="png"))

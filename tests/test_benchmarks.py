@@ -1,5 +1,7 @@
 """What the measurements decide with: which views an epoch sees, the margin, the choice of a default."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import views
-from benchmarks.views import SETTINGS, VIEWS, compare_with_reference, decide, make_table, view_chooser
+from benchmarks.views import BLOCKS, SETTINGS, VIEWS, compare_with_reference, decide, make_table, view_chooser
 
 KEPT = torch.arange(VIEWS + 1.0)[:, None, None] ** 2 + torch.arange(5.0)[:, None] * 10_000  # [31, 5, 1]: no two alike
 
@@ -35,26 +37,27 @@ def test_between_stays_between_two_views_of_the_same_image(k, seed, epoch):
     assert torch.equal(x, view_chooser("between+clean", k, KEPT, seed)(epoch))
 
 
-def raw(gain=0.0, rise=0.0, n=400):
-    """Correct answers of 20 seeds on `n` images, `gain` more of them right than in raw()."""
-    correct = np.tile(np.arange(n) < n * (0.5 + gain), (20, 1))
-    return {"correct": correct, "loss": np.full((20, n), 1 + rise, np.float32), "epochs": np.full((20, 5), 9)}
+def values(gain=0.0, rise=0.0, n=400):
+    """Correct answers of 10 seeds on `n` images, `gain` more of them right than in values()."""
+    correct = np.tile(np.arange(n) < n * (0.5 + gain), (10, 1))
+    return {"correct": correct, "loss": np.full((10, n), 1 + rise, np.float32), "epochs": np.full((10, 5), 9)}
 
 
 def test_the_interval_is_that_of_a_mean_over_images():
-    difference, low, high, rise = compare_with_reference(raw(0.1, rise=0.5), raw(), slice(0, 10))
+    difference, low, high, rise = compare_with_reference(values(0.1, rise=0.5), values())
     assert difference == pytest.approx(0.1) and rise == pytest.approx(0.5)
     half = 1.96 * np.sqrt(0.1 * 0.9 / 400)  # 40 of 400 images changed by one each: the normal interval is close
     assert low == pytest.approx(0.1 - half, abs=0.004) and high == pytest.approx(0.1 + half, abs=0.004)
 
 
 def test_fewer_views_pass_where_neither_accuracy_nor_loss_suffers():
-    given = {("manga_facial_expressions", "resnet50", *setting): raw() for setting in SETTINGS}
-    given["manga_facial_expressions", "resnet50", "cycle", 1] = raw(-0.02)
-    given["manga_facial_expressions", "resnet50", "cycle", 2] = raw(rise=0.03)
-    table = make_table(given)
+    raw = {("manga_facial_expressions", "resnet50", *setting): {block: values() for block in BLOCKS} for setting in SETTINGS}
+    raw["manga_facial_expressions", "resnet50", "cycle", 1] = {block: values(-0.02) for block in BLOCKS}
+    raw["manga_facial_expressions", "resnet50", "cycle", 2] = {"0-9": values(rise=0.03)}
+    table = make_table(raw)
     failed = table[~table.passes]
-    assert {*zip(failed.scheme, failed.views)} == {("cycle", 1), ("cycle", 2)} and len(table) == 3 * len(SETTINGS)
+    assert {*zip(failed.scheme, failed.views)} == {("cycle", 1), ("cycle", 2)} and len(table) == 3 * len(SETTINGS) - 2
+    assert views.most_seeds(table) == "0-9" and views.most_seeds(table[table.views != 2]) == "0-19"
 
 
 def passing(**passes):
@@ -72,11 +75,37 @@ def test_the_fewest_views_that_pass_twice_are_chosen():
     winner, steps = decide(passing(cycle_2=("0-9",), **{"between+clean_2": both}))
     assert winner == ["between+clean", 2] and "cycle, K = 2: passes on seeds 0-9, fails on 10-19" in steps
     assert decide(passing(clean_0=both, cycle_16=both))[0] == ["cycle", 16]  # no view at all is no scheme
+    half = passing(cycle_1=("0-9",))
+    assert "cycle, K = 1: passes on seeds 0-9, not yet tried on 10-19" in decide(half[half.seeds == "0-9"])[1]
     winner, steps = decide(passing())
     assert winner is None and len(steps) == len(SETTINGS) - 1
 
 
 def test_the_figure_shows_every_pair():
-    given = {(dataset, model, *setting): raw() for dataset in views.DATASETS for model in views.MODELS for setting in SETTINGS}
-    figure = views.plot_curves(make_table(given), {model: "drawn" for model in views.MODELS})
+    pairs = [(dataset, model) for dataset in views.DATASETS for model in views.MODELS]
+    raw = {(*pair, *setting): {"0-9": values()} for pair in pairs for setting in SETTINGS}
+    figure = views.plot_curves(make_table(raw), {model: "drawn" for model in views.MODELS})
     assert len(figure.axes) == 6 and all(len(axis.lines) >= 4 for axis in figure.axes)
+
+
+@pytest.mark.parametrize("decide_only", [False, True])
+def test_an_interrupted_measurement_goes_on_and_a_decision_ends_it(tmp_path, monkeypatch, decide_only):
+    """cycle with 2 views is as good as 30, with 1 it is not: only what the choice needs is measured twice."""
+    measured = []
+
+    def measure(clean, kept, labels, scheme, k, seeds):
+        measured.append((scheme, k, seeds[0]))
+        if len(measured) == 7:
+            raise KeyboardInterrupt
+        return values(-0.05 if k < 2 else 0)
+
+    monkeypatch.setattr(views, "measure", measure)
+    drawn = {dataset: (SimpleNamespace(digest=dataset, labels=None), {m: (0, 0) for m in views.MODELS}) for dataset in views.DATASETS}
+    with pytest.raises(KeyboardInterrupt):
+        views.measure_all(tmp_path, drawn, decide_only)
+    raw = views.measure_all(tmp_path, drawn, decide_only)
+    twice = {(scheme, k) for (_, _, scheme, k), blocks in raw.items() if "10-19" in blocks}
+    assert decide(make_table(raw))[0] == ["cycle", 2]
+    assert twice == ({("cycle", 30), ("cycle", 2)} if decide_only else set(SETTINGS))
+    assert len(measured) == 1 + 6 * (len(SETTINGS) + len(twice))
+
