@@ -9,7 +9,8 @@ ResNet50 on the manga faces by the study protocol (296/159, seed 42, no early st
     second_run                  features read from disk / computed (start-up, ordinary epoch and heads in neither)
     memory_mb                   peak memory (PSS of the process tree) of a whole run in a process of its own
 
-The two sides of a ratio take turns within a round. Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and
+Both sides of a ratio are measured in the same round. One after another, heads also evaluate the clean view in every epoch, as
+`train` does and `train_many` does not. Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and
 round, and engine_{stamp}.json with the machine, versions and weights.
 """
 
@@ -131,7 +132,8 @@ def measure_round(data, weights):
         frozen, views, heads = time_run(study, weights, folder)
         again, _, _ = time_run(make_study(data), weights, folder)
     first, second, labels = frozen.timings, again.timings, study.image_set.labels[study.indices["train"]]
-    features = [sum(t[part] for part in ("training views", "validation images")) for t in (first, second)]
+    parts = ("training views", "validation images", "features from disk")
+    features = [sum(timings.get(part, 0) for part in parts) for timings in (first, second)]
     found = {"second_run": (features[1], features[0])}
     for kind in ("linear", "study"):
         whole = sum(first.values())

@@ -297,7 +297,7 @@ print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_l
 # @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
 
 # %% id="kept"
-kept_x = frozen.draw("train", 1)  # the frozen part runs here, once
+kept_x = frozen.draw("train", 1).to(device)  # the frozen part runs here, once
 kept_head = copy.deepcopy(frozen.upper)
 optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
 labels = image_set.labels[train_index].to(device)

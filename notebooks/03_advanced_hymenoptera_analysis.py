@@ -127,7 +127,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
 
 # %% id="setup-save"
-# @inline transferlab.artifacts: best_rows, save_run, save_figure
+# @inline transferlab.artifacts: seconds_text, best_rows, save_run, save_figure
 
 # %% id="setup-reload"
 # @inline transferlab.artifacts: load_model, predict_image
@@ -287,7 +287,7 @@ print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_l
 # @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
 
 # %% id="kept"
-kept_x = frozen.draw("train", 1)  # the frozen part runs here, once
+kept_x = frozen.draw("train", 1).to(device)  # the frozen part runs here, once
 kept_head = copy.deepcopy(frozen.upper)
 optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
 labels = image_set.labels[train_index].to(device)
@@ -350,7 +350,7 @@ table = pd.DataFrame(
             "macro-F1": f"{run['macro_f1']:.3f}",
             "gap": f"{run['best']['train_acc_clean'] - run['best']['val_acc']:+.1%}",
             "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
-            "seconds": f"{sum(run['timings'].values()):.0f}",
+            "seconds": seconds_text(run),
             "parameters": f"{run['parameters']:,}",
             "transfer": "none (random initialisation)" if run["weights"]["kind"] == "random" else run["weights"]["kind"],
         }

@@ -67,8 +67,8 @@ def test_each_view_is_drawn_once_and_only_when_asked(study, tmp_path):
     first = draw("train", 1)
     assert draw("train", 1) is first and lower.seen == n_train and draw("val", 0).shape == (n_val, 3)
     assert not torch.equal(draw("train", 2), first) and set(timings) == {"training views", "validation images"}
-    again = Counting()
-    assert torch.equal(drawer(again, {})("train", 1), first) and again.seen == 0  # from disk
+    again, timings = Counting(), {}
+    assert torch.equal(drawer(again, timings)("train", 1), first) and again.seen == 0 and set(timings) == {"features from disk"}
     drawer(again, {}, key={"data": "other"})("train", 1)
     assert again.seen == n_train
     with torch.no_grad():

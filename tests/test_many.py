@@ -118,6 +118,10 @@ def test_a_loss_that_is_no_number_names_the_epoch_and_other_heads_are_refused():
         train_many([nn.Linear(D, C).double()], [job._replace(view_of=lambda e: views[0] * torch.nan)], labels)
     with pytest.raises(UserError, match="use train"):
         train_many([nn.Sequential(nn.Linear(D, C), nn.ReLU())], [job], labels)
+    with pytest.raises(UserError, match="with biases"):
+        train_many([nn.Linear(D, C, bias=False)], [job], labels)
+    with pytest.raises(UserError, match="train for 1 or more"):
+        train_many([nn.Linear(D, C)], [job], labels, epochs=0)
 
 
 def test_many_small_heads_cost_less_than_one_after_another():

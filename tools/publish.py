@@ -58,7 +58,7 @@ def name_benchmark(name):
     Raises:
         UserError: it wrote none.
     """
-    kind, stamp = name.split("_", 1)
+    kind, _, stamp = name.partition("_")
     files = [*(ROOT / "result/benchmarks").glob(f"{kind}*_{stamp}.*"), *(ROOT / "img").glob(f"{name}.png")]
     if not files:
         raise UserError(f"no files of {name} in result/benchmarks: give the name and stamp of a finished benchmark")

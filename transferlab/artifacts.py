@@ -72,6 +72,11 @@ def split_hash(image_set, train_index, val_index):
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def seconds_text(summary):
+    """The seconds of a run, and whether an earlier run has computed its features (then they compare with no other run's)."""
+    return f"{sum(summary['timings'].values()):.0f}{' (features from disk)' * ('features from disk' in summary['timings'])}"
+
+
 def best_rows(result):
     """The rows of a history that a reader asks for: best (lowest validation loss), last, highest validation accuracy."""
     best, highest = result.history[result.best_epoch - 1], max(result.history, key=lambda row: row["val_acc"])

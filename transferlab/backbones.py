@@ -289,9 +289,9 @@ def fold_batchnorm(lower):
     steps = [node for node in folded.graph.nodes if node.op == "call_module"]
     for before, step in zip(steps, steps[1:]):
         conv, norm = (folded.get_submodule(node.target) for node in (before, step))
-        uses = len(before.users), sum(node.target == before.target for node in steps)  # nobody else may see its output
-        kinds = isinstance(conv, nn.Conv2d) and type(norm) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
-        if step.args[0] is before and uses == (1, 1) and kinds:
+        once = len(before.users) == sum(node.target in (before.target, step.target) for node in steps) - 1 == 1  # no one else's
+        kinds = type(conv) in (nn.Conv2d, timm.layers.Conv2dSame) and type(norm) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
+        if step.args[0] is before and once and kinds:
             folded.set_submodule(before.target, nn.utils.fuse_conv_bn_eval(conv, norm))
             folded.set_submodule(step.target, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
     return folded
@@ -369,7 +369,8 @@ def split_at(model, cut):
 
 
 def choose_device():
-    """CUDA where there is a GPU, else the CPU."""
+    """CUDA where there is a GPU, else the CPU. On a GPU, fp32 means fp32 from then on: convolutions do not round to TF32."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -380,7 +381,8 @@ def choose_precision(device):
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    flags = Path("/proc/cpuinfo").read_text().split() if "AVX512" in torch.backends.cpu.get_cpu_capability() else []
+    info = Path("/proc/cpuinfo")  # only Linux has it; elsewhere the slower type is never the wrong one
+    flags = info.read_text().split() if info.is_file() and "AVX512" in torch.backends.cpu.get_cpu_capability() else []
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32
 
 

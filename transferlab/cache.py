@@ -38,7 +38,7 @@ def load_or_extract(cache_dir, key, compute):
             raise ValueError("wrong checksum")
         return features
     except Exception as error:  # no such file is the usual miss; a damaged one fails in many ways, and each is a miss
-        if path.is_file():
+        if not isinstance(error, FileNotFoundError):
             warnings.warn(f"kept features {path.name} are damaged ({error}): computed again", stacklevel=2)
     features = compute()
     try:
@@ -139,7 +139,11 @@ def clear_cache(cache_dir, keep_bytes=0):
     try:
         with cache_lock(folder):
             for left in folder.glob(".kept-*"):
-                if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                try:
+                    age = time.time() - left.stat().st_mtime
+                except FileNotFoundError:  # another process has just finished with it
+                    continue
+                if age > ABANDONED_SECONDS:
                     shutil.rmtree(left, ignore_errors=True)
             files = kept_files(folder)
             total, count, freed = sum(size for _, size, _ in files), 0, 0

@@ -132,21 +132,22 @@ class DecodedImages:
     """A folder's images, uint8 [3, H, W] each: the first `DECODED_BYTES` of them stay decoded, later ones are read when asked for."""
 
     def __init__(self):
-        self.items, self.room = [], DECODED_BYTES  # items: images, or paths
+        self.items, self.room = [], DECODED_BYTES  # items: images, or (path, digest of its bytes)
 
-    def keep(self, image, path):
+    def keep(self, image, path, file_hash):
         self.room -= image.nbytes
-        self.items.append(image if self.room >= 0 else path)
+        self.items.append(image if self.room >= 0 else (path, file_hash))
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, index):
-        item = self.items[index]
-        try:
-            return item if isinstance(item, torch.Tensor) else read_image(item)[0]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{item} could be read before and cannot be now ({error}): load the images again") from error
+        if isinstance(item := self.items[index], torch.Tensor):
+            return item
+        image, file_hash = read_image(item[0])
+        if file_hash != item[1]:
+            raise UserError(f"{item[0]} has changed since it was loaded: load the images again")
+        return image
 
 
 def load_images(folder, prefer=""):
@@ -170,7 +171,7 @@ def load_images(folder, prefer=""):
             except (OSError, ValueError) as error:
                 rejected.append((relative, " ".join(str(getattr(error, "strerror", None) or error).split())))
                 continue
-            images.keep(image, path)
+            images.keep(image, path, file_hash)
             kept.append((classes.index(class_folder.name), relative, part))
             digest.update(f"\0{relative}\0".encode() + file_hash)
         if not kept or (folder / kept[-1][1]).parent != class_folder:

@@ -12,6 +12,7 @@ import torch
 from .artifacts import machine
 from .backbones import choose_batch_size, choose_precision, fold_batchnorm, state_hash
 from .cache import load_or_extract
+from .errors import UserError
 from .views import render_view
 
 
@@ -62,24 +63,31 @@ def extract(lower, views, *, device, precision):
 def extract_large(lower, views, count, folder, *, device, precision):
     """As `extract`, for the activations [count, ...] at a deep cut: where they would take more than half of the memory that
     is free, they are written to a file in `folder` as they come, and mapped into memory. It vanishes with the tensor.
+
+    Raises:
+        UserError: the file cannot be written.
     """
-    blocks = iter(views.split(32) if isinstance(views, torch.Tensor) else views)
+    blocks = one_ahead(views.split(32) if isinstance(views, torch.Tensor) else views)
     first = extract(lower, next(blocks), device=device, precision=precision)
     rest = (extract(lower, block, device=device, precision=precision) for block in blocks)
     if first[0].nbytes * count < psutil.virtual_memory().available / 2:
         return torch.cat([first, *rest])
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        for part in (first, *rest):
-            file.write(part.contiguous().numpy())
-        file.flush()
-        return torch.from_file(file.name, shared=True, size=count * first[0].numel()).view(count, *first.shape[1:])
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            written = sum(file.write(part.contiguous().numpy()) for part in (first, *rest))
+            file.flush()
+            kept = torch.from_file(file.name, shared=True, size=written // first.element_size())
+    except OSError as error:
+        raise UserError(f"activations cannot be written to {folder} ({error.strerror}): make room, or cut later") from error
+    return kept.view(count, *first.shape[1:])
 
 
 def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     """Makes `draw(part, view)`: features [N, ...] of the images `indices[part]` in that view, computed once and kept.
 
     `indices` holds "train" and "val". Validation images run in fp32, training views in the precision of the machine.
-    `key` says what the images and transforms are; with `cache_dir` the features are kept on disk too.
+    `key` says what the images and transforms are; with `cache_dir` the features are kept on disk too. Seconds go to
+    `timings`: "training views", "validation images", and "features from disk" for what an earlier run has computed.
     """
     device = next(lower.parameters()).device
     key = key | {"weights": state_hash(lower), "cut": "features", "device": device.type, "versions": machine()["versions"]}
@@ -89,8 +97,15 @@ def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     def draw(part, view):
         precision = torch.float32 if part == "val" else choose_precision(device)
         wanted = key | {"indices": indices[part].tolist(), "view": view, "precision": str(precision)}
-        with timed(timings, "validation images" if part == "val" else "training views"):
-            views = blocks(view, indices[part])
-            return load_or_extract(cache_dir, wanted, lambda: extract(folded, views, device=device, precision=precision))
+        phase, started = "features from disk", time.perf_counter()
+
+        def compute():
+            nonlocal phase
+            phase = "validation images" if part == "val" else "training views"
+            return extract(folded, blocks(view, indices[part]), device=device, precision=precision)
+
+        features = load_or_extract(cache_dir, wanted, compute)
+        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - started
+        return features
 
     return draw

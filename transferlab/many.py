@@ -7,6 +7,7 @@ while its gradient still lies in the cache. What only a reader of curves needs (
 
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import torch
 from torch import nn
@@ -31,11 +32,12 @@ def head_layers(head):
     Raises:
         UserError: it is neither a linear layer nor Linear - ReLU - Dropout - Linear.
     """
-    if isinstance(head, nn.Linear):
-        return [head], 0.0
-    if [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]:
-        return [head[0], head[3]], head[2].p
-    raise UserError(f"many heads at once are linear or Linear - ReLU - Dropout - Linear, not {head}: use train")
+    layers = [*head] if isinstance(head, nn.Sequential) else [head]
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    kinds = [type(layer) for layer in layers]
+    if kinds not in ([nn.Linear], [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]) or any(layer.bias is None for layer in linear):
+        raise UserError(f"many heads at once are Linear or Linear - ReLU - Dropout - Linear, with biases, not {head}: use train")
+    return linear, layers[2].p if len(layers) == 4 else 0.0
 
 
 def dropout_masks(shape, probabilities, generators, like):
@@ -118,8 +120,9 @@ def gather(views, rows):
     return x
 
 
-def train_stack(heads, jobs, labels, *, epochs, batch_size):
-    """Trains heads of one shape together; jobs have as many images each -> list of TrainResult."""
+def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
+    """Trains heads of one shape together; jobs have as many images each -> list of TrainResult. Views are asked for under `lock`,
+    since drawing one uses the global random state."""
     layers, dropout = zip(*map(head_layers, heads))
     tensors = [[t for layer in one for t in (layer.weight, layer.bias[None])] for one in layers]
     weights = [torch.stack([t.detach() for t in group]) for group in zip(*tensors)]
@@ -132,7 +135,8 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size):
     histories, best, states = [[] for _ in jobs], [None] * len(jobs), [[weight[0].clone() for weight in weights] for _ in jobs]
     active, count, n = list(range(len(jobs))), 0, len(jobs[0].train_index)
     for epoch in range(epochs):
-        views = [jobs[i].view_of(epoch) for i in active]
+        with lock:
+            views = [jobs[i].view_of(epoch) for i in active]
         rows = torch.stack([jobs[i].train_index[torch.randperm(n, generator=shuffles[i])] for i in active])
         losses, corrects = torch.zeros(len(active), dtype=torch.float64), torch.zeros(len(active), dtype=torch.int64)
         for batch in rows.split(batch_size, dim=1):
@@ -180,8 +184,10 @@ def train_many(heads, jobs, labels, *, epochs=30, batch_size=32, progress=False)
     operation.
 
     Raises:
-        UserError: a head of another kind; a loss that is no longer finite.
+        UserError: a head of another kind; fewer than one epoch; a loss that is no longer finite.
     """
+    if epochs < 1:
+        raise UserError(f"epochs is {epochs}: train for 1 or more")
     groups = {}
     for number, (head, job) in enumerate(zip(heads, jobs, strict=True)):
         shapes = tuple(tuple(layer.weight.shape) for layer in head_layers(head)[0])
@@ -190,16 +196,17 @@ def train_many(heads, jobs, labels, *, epochs=30, batch_size=32, progress=False)
     for (shapes, *_), numbers in groups.items():
         size = max(1, PIECE // shapes[0][0])
         stacks += [numbers[start:start + size] for start in range(0, len(numbers), size)]
-    threads = torch.get_num_threads()
+    threads, one_view_at_a_time = torch.get_num_threads(), Lock()
 
+    @torch.inference_mode()
     def work(stack):
         torch.set_num_threads(1)  # of this thread: stacks run side by side instead
         chosen = [heads[number] for number in stack], [jobs[number] for number in stack]
-        return train_stack(*chosen, labels, epochs=epochs, batch_size=batch_size)
+        return train_stack(*chosen, labels, epochs=epochs, batch_size=batch_size, lock=one_view_at_a_time)
 
     results = {}
     try:
-        with torch.inference_mode(), ThreadPoolExecutor(max_workers=threads) as pool:
+        with ThreadPoolExecutor(max_workers=threads) as pool:
             done = pool.map(work, stacks)
             for stack, trained in zip(stacks, tqdm(done, total=len(stacks), disable=not progress, ascii=True, desc="heads")):
                 results |= dict(zip(stack, trained))

@@ -71,7 +71,8 @@ def plot_timings(summaries):
     """Where the time of each run went: a stacked bar of seconds by phase."""
     seconds = pd.DataFrame({summary["model"]: summary["timings"] for summary in summaries}).T.iloc[::-1]
     labels = {"title": "time by phase", "xlabel": "seconds", "xlim": (0, 1.12 * seconds.sum(axis=1).max())}
-    axis = seconds.plot.barh(stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=[GREY, GREEN, BLUE, ORANGE], **labels)
+    colors = [GREY, GREEN, BLUE, ORANGE, "black"]
+    axis = seconds.plot.barh(stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=colors, **labels)
     axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in seconds.sum(axis=1)])
     axis.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.3))
     return axis.figure

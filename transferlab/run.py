@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .artifacts import new_stamp, prepare_out_dir
+from .artifacts import new_stamp, prepare_out_dir, seconds_text
 from .backbones import download_weights, hub_repository
 from .cache import cache_bound, clear_cache, kept_files
 from .data import find_image_folder
@@ -99,13 +99,22 @@ def result_table(summaries):
         {
             "model": s["model"], "accuracy": f"{s['best']['val_acc']:.1%}",
             "best epoch/epochs": f"{s['best']['epoch']}/{s['epochs_run']}",
-            "seconds": f"{sum(s['timings'].values()):.0f}",
+            "seconds": seconds_text(s),
             "data": s["data"] + (" (synthetic)" if s["synthetic"] else ""),
             "weights": s["weights"]["source"] + (": measures no transfer" if s["weights"]["kind"] == "random" else ""),
         }
         for s in summaries
     ]
     return pd.DataFrame(rows).to_string(index=False, justify="left")
+
+
+def trim_cache(cache_dir, bound):
+    """Keeps the cache within its bound; where that fails, the run that has just been made is not lost for it."""
+    try:
+        if cache_dir:
+            clear_cache(cache_dir, keep_bytes=bound)
+    except UserError as error:
+        print(f"warning: {error}")
 
 
 def run_study(*, only="", data="", weights="", out=".", epochs=30, views=4, seed=42, cache_dir=""):
@@ -121,18 +130,20 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=4, seed
         raise UserError(f"no notebook {missing[0]} in {root}: run from a clone of the repository, one of {list(NOTEBOOKS)}")
     bound = cache_bound()
     if cache_dir:
+        cache_dir = Path(cache_dir).expanduser().resolve()  # the notebooks run in another folder
         kept_files(cache_dir)  # an unusable one is said before any time is spent
     out = prepare_out_dir(out).resolve()
     before, stamp = list_outputs(out), new_stamp(out)
     weights = find_run_weights(weights, Path("weights"))
     folders = {number: find_data(number, data, Path("data")).resolve() for number in numbers}  # all before any time is spent
-    for number, folder in folders.items():
-        copy = out / "result" / f"{NOTEBOOKS[number]}_{stamp}.ipynb"
-        print(f"\n== {NOTEBOOKS[number]} on {folder} -> {copy}", flush=True)
-        parameters = {"data_dir": str(folder), "weights": weights, "epochs": epochs, "views": views, "seed": seed}
-        run_notebook(root / f"{NOTEBOOKS[number]}.ipynb", copy, parameters | {"out_dir": str(out), "cache_dir": str(cache_dir)})
-    if cache_dir:
-        clear_cache(cache_dir, keep_bytes=bound)
+    try:
+        for number, folder in folders.items():
+            copy = out / "result" / f"{NOTEBOOKS[number]}_{stamp}.ipynb"
+            print(f"\n== {NOTEBOOKS[number]} on {folder} -> {copy}", flush=True)
+            parameters = {"data_dir": str(folder), "weights": weights, "epochs": epochs, "views": views, "seed": seed}
+            run_notebook(root / f"{NOTEBOOKS[number]}.ipynb", copy, parameters | {"out_dir": str(out), "cache_dir": str(cache_dir)})
+    finally:
+        trim_cache(cache_dir, bound)
     written = sorted(list_outputs(out) - before)
     summaries = [json.loads(path.read_text(encoding="utf-8")) for path in written if "_summary_" in path.name]
     print(f"\n{result_table(sorted(summaries, key=lambda s: s['stamp']))}\n\n{len(written)} files written:")

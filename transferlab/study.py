@@ -62,15 +62,15 @@ def train_study(frozen, study, *, progress=True):
         return draw("train", 1 + epoch % settings["views"])
 
     val_x = draw("val", 0)
-    if choose_device().type == "cpu":
+    if choose_device().type == "cpu" and "validation images" in timings:  # they may have come from disk
         seconds = timings["validation images"] * len(labels["train"]) / len(val_x) * (min(settings["views"], settings["epochs"]) + 1)
         print(f"{frozen.info.name}: the training views will take about {seconds:.0f} s on this CPU")
     clean_x = draw("train", 0)
-    drawn = timings["training views"]
+    before = sum(timings.values())
     with timed(timings, "head"):
         options = {name: settings[name] for name in ("epochs", "patience", "batch_size", "lr")} | {"seed": study.seed}
         result = train(frozen.upper, view_of, labels["train"], val_x, labels["val"], clean_x=clean_x, progress=progress, **options)
-    timings["head"] -= timings["training views"] - drawn
+    timings["head"] -= sum(seconds for phase, seconds in timings.items() if phase != "head") - before  # views drawn meanwhile
     return result, describe_study(frozen, study, evaluate(frozen.upper, val_x, labels["val"]), labels["val"])
 
 
