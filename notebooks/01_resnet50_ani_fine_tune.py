@@ -154,7 +154,7 @@ print(f"device: {device.type}, precision of frozen views: {choose_precision(devi
 # %% [markdown] id="data-text"
 # ## 1. 데이터
 #
-# 이미지를 한 번씩만 해독해서 메모리에 둡니다. 열리지 않는 파일은 검은 그림으로 바꿔치지 않고, 빼놓은 다음 이유와 함께 보여 줍니다.
+# 이미지를 한 번씩만 해독해서 메모리에 둡니다(0.5GB가 넘는 폴더라면 넘는 만큼은 필요할 때 다시 읽습니다). 열리지 않는 파일은 검은 그림으로 바꿔치지 않고, 빼놓은 다음 이유와 함께 보여 줍니다.
 #
 # 455장 가운데 `int(0.35 × 455) = 159`장을 검증(validation)에, 나머지 296장을 학습에 씁니다. 클래스 비율이 두 쪽에서 같도록
 # **층화(stratified)** 해서 나누고, `seed`를 고정했으므로 언제 실행해도 같은 이미지가 같은 쪽에 들어갑니다. 이미
@@ -291,7 +291,8 @@ print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_l
 # 그렇다면 한 번만 계산해서 보관하면 됩니다. 흔히 "특징을 저장하면 증강을 쓸 수 없다"고 하지만, 뷰를 몇 개 정해 두고 뷰마다 특징을 보관하면 둘 다 할 수 있습니다.
 #
 # 같은 뷰, 같은 순서, 같은 드롭아웃으로 한 에포크를 다시 돌려서 손실이 같은지 `assert`로 확인합니다.
-# fp32에서는 배치를 묶는 방식이 달라 생기는 반올림만큼만, bf16이나 fp16으로 뷰를 계산하는 기계에서는 그 정밀도만큼 다를 수 있습니다.
+# 특징은 BatchNorm을 바로 앞의 합성곱에 접어 넣은(folding) 사본으로 계산합니다. 평균과 분산이 고정된 BatchNorm은 곱하고 더하는 일일 뿐이어서 합성곱의 가중치에
+# 미리 곱해 둘 수 있습니다. 같은 함수인데 단계가 줄어듭니다. 그래서 fp32에서는 반올림만큼만, bf16이나 fp16으로 뷰를 계산하는 기계에서는 그 정밀도만큼 다를 수 있습니다.
 
 # %% id="train-epoch"
 # @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss

@@ -82,6 +82,12 @@ def test_a_run_prints_its_table_and_files(image_folder, tmp_path, monkeypatch, c
     assert "result/resnet50_summary_20260101_000000.json" in out
     expected = {"data_dir": str(image_folder), "weights": "none", "epochs": 2, "views": 1, "seed": 42, "cache_dir": ""}
     assert given == [expected | {"out_dir": str(tmp_path / "out")}]
+    monkeypatch.chdir(tmp_path)  # the notebook runs in another folder: it is told the whole path
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ("0" * 64 + ".safetensors")).write_bytes(b"2 kB" * 500)
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "0.000001")
+    assert cli.main([*arguments[:-1], str(tmp_path / "second"), "--cache-dir", "kept"]) == 0
+    assert given[1]["cache_dir"] == str(tmp_path / "kept") and not list((tmp_path / "kept").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
