@@ -1,6 +1,6 @@
 """How many kept views are enough, and used how?
 
-    python -m benchmarks.views --data DIR --weights DIR [--out DIR] [--cache-dir DIR] [--decide-only]
+    python -m benchmarks.views --data DIR --weights DIR [--out DIR] [--cache-dir DIR] [--minutes N]
 
 Three schemes for the features of epoch e, from K random views of every image and the clean one:
 
@@ -130,24 +130,32 @@ def measure_or_read(folder, drawn, key, block):
     return found
 
 
-def measure_all(folder, drawn, decide_only):
-    """The first block of seeds everywhere, then the second: the reference, the clean view, what passed, by K, and the rest.
-
-    With `decide_only` it stops as soon as a default has passed twice. -> {(dataset, model, scheme, K): {block: arrays}}
-    """
-    pairs = [(dataset, model) for dataset in DATASETS for model in MODELS]
-    raw = {(*pair, *setting): {} for pair in pairs for setting in SETTINGS}
+def work_order(raw):
+    """What to measure next, as (setting, block of seeds): the reference, the clean view, then by K on the first block; what passes
+    there at once on the second, until a default has passed twice; last the rest of the second block."""
     first, second = BLOCKS
-    for key in raw:
-        raw[key][first] = measure_or_read(folder, drawn, key, first)
-    table = make_table(raw)
-    passed = table.groupby(["scheme", "views"]).passes.all()
-    order = sorted(by_views(), key=lambda setting: setting not in (REFERENCE, ("clean", 0)))
-    for setting in sorted(order, key=lambda setting: not passed[setting]):
-        if decide_only and decide(make_table(raw))[0]:
-            break
+    order = sorted(by_views(), key=lambda setting: (setting != REFERENCE, setting != ("clean", 0)))
+    for setting in order:
+        yield setting, first
+        table = make_table(raw)
+        if setting in order[2:] and not decide(table)[0] and table.set_index(["scheme", "views"]).loc[setting].passes.all():
+            yield REFERENCE, second
+            yield setting, second
+    yield from ((setting, second) for setting in order)
+
+
+def measure_all(folder, drawn, minutes):
+    """Measures in that order, for so many minutes -> {(dataset, model, scheme, K): {block: arrays}}."""
+    pairs = [(dataset, model) for dataset in DATASETS for model in MODELS]
+    raw = {(*pair, *setting): {} for setting in SETTINGS for pair in pairs}
+    end = time.monotonic() + 60 * minutes
+    for setting, block in work_order(raw):
         for pair in pairs:
-            raw[(*pair, *setting)][second] = measure_or_read(folder, drawn, (*pair, *setting), second)
+            if time.monotonic() > end:
+                return raw
+            raw[(*pair, *setting)][block] = measure_or_read(folder, drawn, (*pair, *setting), block)
+        for step in decide(make_table(raw))[1][-1:]:
+            print(step, flush=True)
     return raw
 
 
@@ -196,15 +204,14 @@ def decide(table):
 
     The clean view alone is no candidate, but its step is told.
     """
-    passed = table.groupby(["scheme", "views", "seeds"]).passes.all()
+    passed, pairs = (table.groupby(["scheme", "views", "seeds"]).passes.agg(how) for how in ("all", "count"))
+    passed = passed[pairs == pairs.max()]  # an interrupted measurement may lack some pairs
     steps, (first, second), words = [], BLOCKS, {None: "not yet tried", True: "passes again", False: "fails"}
     for scheme, k in by_views():
-        if (scheme, k) == REFERENCE:
+        if (scheme, k) == REFERENCE or (scheme, k, first) not in passed:
             break
         again = passed.get((scheme, k, second))
-        outcome = f"fails on seeds {first}"
-        if passed[scheme, k, first]:
-            outcome = f"passes on seeds {first}, {words[again]} on {second}"
+        outcome = f"passes on seeds {first}, {words[again]} on {second}" if passed[scheme, k, first] else f"fails on seeds {first}"
         steps.append(f"{scheme}, K = {k}: {outcome}")
         if passed[scheme, k, first] and again and scheme != "clean":
             return [scheme, k], steps
@@ -252,7 +259,7 @@ def main(arguments=None):
     parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
     parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
-    parser.add_argument("--decide-only", action="store_true", help="seeds 10-19 only as far as the choice needs them")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="train heads for so long; run again to go on")
     options = parser.parse_args(arguments)
     out = Path(options.out)
     unfinished = out / "result/benchmarks/views_unfinished"
@@ -269,7 +276,7 @@ def main(arguments=None):
     used = json.dumps([infos, str(choose_precision(choose_device())), machine()["versions"]]).encode()
     unfinished = unfinished / hashlib.sha256(used).hexdigest()[:12]  # what was measured with other weights is not taken
     unfinished.mkdir(exist_ok=True)
-    raw = measure_all(unfinished, drawn, options.decide_only)
+    raw = measure_all(unfinished, drawn, options.minutes)
     table, stamp = make_table(raw), new_stamp(out)
     winner, steps = decide(table)
     shown = table[table.seeds == most_seeds(table)].drop(columns="seeds")

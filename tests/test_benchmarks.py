@@ -88,9 +88,8 @@ def test_the_figure_shows_every_pair():
     assert len(figure.axes) == 6 and all(len(axis.lines) >= 4 for axis in figure.axes)
 
 
-@pytest.mark.parametrize("decide_only", [False, True])
-def test_an_interrupted_measurement_goes_on_and_a_decision_ends_it(tmp_path, monkeypatch, decide_only):
-    """cycle with 2 views is as good as 30, with 1 it is not: only what the choice needs is measured twice."""
+def test_an_interrupted_measurement_goes_on_and_decides_early(tmp_path, monkeypatch):
+    """cycle with 2 views is as good as 30, with 1 it is not: what passes is measured again at once, all else last."""
     measured = []
 
     def measure(clean, kept, labels, scheme, k, seeds):
@@ -102,10 +101,11 @@ def test_an_interrupted_measurement_goes_on_and_a_decision_ends_it(tmp_path, mon
     monkeypatch.setattr(views, "measure", measure)
     drawn = {dataset: (SimpleNamespace(digest=dataset, labels=None), {m: (0, 0) for m in views.MODELS}) for dataset in views.DATASETS}
     with pytest.raises(KeyboardInterrupt):
-        views.measure_all(tmp_path, drawn, decide_only)
-    raw = views.measure_all(tmp_path, drawn, decide_only)
-    twice = {(scheme, k) for (_, _, scheme, k), blocks in raw.items() if "10-19" in blocks}
-    assert decide(make_table(raw))[0] == ["cycle", 2]
-    assert twice == ({("cycle", 30), ("cycle", 2)} if decide_only else set(SETTINGS))
-    assert len(measured) == 1 + 6 * (len(SETTINGS) + len(twice))
-
+        views.measure_all(tmp_path, drawn, minutes=1)
+    assert not any(views.measure_all(tmp_path, drawn, minutes=-1).values())  # no time left: nothing begun, nothing lost
+    raw = views.measure_all(tmp_path, drawn, minutes=1)
+    assert decide(make_table(raw))[0] == ["cycle", 2] and len(measured) == 1 + 6 * 2 * len(SETTINGS)
+    order = list(dict.fromkeys(measured))
+    assert order[:2] == [("cycle", 30, 0), ("clean", 0, 0)]
+    assert order[order.index(("cycle", 2, 0)):][1:3] == [("cycle", 30, 10), ("cycle", 2, 10)]
+    assert order.index(("between+clean", 1, 0)) < order.index(("cycle", 2, 0)) < order.index(("cycle+clean", 2, 0))
