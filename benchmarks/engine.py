@@ -35,11 +35,12 @@ from transferlab.data import load_images, split_images
 from transferlab.errors import UserError
 from transferlab.features import view_blocks
 from transferlab.many import Job, train_many
+from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import Study, freeze_backbone, train_study
 from transferlab.train import train
 from transferlab.views import anime_views
 
-SETTINGS = {"epochs": 30, "patience": 0, "batch_size": 32, "lr": 1e-3, "views": 4, "hidden": 512, "dropout": 0.5}
+SETTINGS = {"epochs": 30, "patience": 0, "batch_size": 32, "lr": 1e-3, "views": DEFAULT_VIEWS, "hidden": 512, "dropout": 0.5}
 SEEDS, FOLDS = 20, 5
 
 

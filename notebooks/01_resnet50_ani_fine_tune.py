@@ -49,7 +49,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 4  # augmented views drawn of every training image
+views = 4  # augmented views of every training image, used in turn
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off
@@ -316,7 +316,8 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 # %% [markdown] id="train-text"
 # ## 5. 학습
 #
-# 이제 빠른 길로만 갑니다. 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다. 뷰는 처음 필요할 때 한 번만 계산하므로, 처음 몇 에포크만 느리고 나머지는
+# 이제 빠른 길로만 갑니다. 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다. 뷰를 늘릴수록 에포크마다 새 뷰를
+# 쓰는 것에 가까워지지만 그만큼 백본을 더 돌려야 합니다. 뷰는 처음 필요할 때 한 번만 계산하므로, 처음 몇 에포크만 느리고 나머지는
 # 순식간에 끝납니다.
 #
 # 학습은 검증 손실이 5에포크 동안 가장 낮은 값을 새로 쓰지 못하면 멈추고(**조기 종료**, early stopping), 가장 낮았던 에포크의 가중치로 되돌립니다. 되돌리지 않으면

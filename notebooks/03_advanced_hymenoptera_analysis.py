@@ -52,7 +52,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 4  # augmented views drawn of every training image
+views = 4  # augmented views of every training image, used in turn
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off

