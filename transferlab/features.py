@@ -91,6 +91,7 @@ def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     """
     device = next(lower.parameters()).device
     key = key | {"weights": state_hash(lower), "cut": "features", "device": device.type, "versions": machine()["versions"]}
+    key["revision"] = 1  # of rendering and folding: raised whenever they compute something else
     folded = fold_batchnorm(lower)
 
     @functools.cache
