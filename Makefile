@@ -9,7 +9,7 @@ option = $(if $(2),--$(1) "$(2)")
 
 .PHONY: help run test notebooks publish report
 help:
-	@echo "make run        execute the three notebooks   [DATA=DIR] [WEIGHTS=DIR] [ONLY=01] [EPOCHS=30] [VIEWS=4] [SEED=42] [OUT=DIR]"
+	@echo "make run        execute the three notebooks   [DATA=DIR] [WEIGHTS=DIR] [ONLY=01] [EPOCHS=30] [VIEWS=30] [SEED=42] [OUT=DIR]"
 	@echo "make test       lint, notebooks up to date, tests"
 	@echo "make notebooks  rebuild the notebooks from notebooks/ and transferlab/"
 	@echo "make publish    execute them in place, name the runs in report/runs.toml   DATA=DIR WEIGHTS=DIR"

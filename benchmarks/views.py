@@ -21,7 +21,6 @@ and setting; both go on where an interrupted run stopped. Written: the correct a
 """
 
 import argparse
-import functools
 import hashlib
 import json
 import sys
@@ -42,6 +41,7 @@ from transferlab.data import load_images, split_indices
 from transferlab.errors import UserError
 from transferlab.features import feature_drawer, view_blocks
 from transferlab.many import Job, train_many
+from transferlab.metrics import bootstrap_interval
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.views import anime_views, hymenoptera_views
 
@@ -178,17 +178,10 @@ def seeds_of(blocks, name):
     return {part: np.concatenate([blocks[one][part] for one in wanted]) for part in ("correct", "loss", "epochs")}
 
 
-@functools.cache
-def resamples(n):
-    """10,000 bootstrap samples of n images, as the share [10000, n] that each image has in a sample's mean."""
-    return (np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=10_000) / n).astype(np.float32)
-
-
 def compare_with_reference(values, reference):
     """Accuracy less the reference's with its 95 % bootstrap interval over images, and the rise of log-loss, means over seeds."""
     gain = values["correct"].mean(0) - reference["correct"].mean(0)
-    low, high = np.quantile(resamples(len(gain)) @ gain.astype(np.float32), [0.025, 0.975])
-    return gain.mean(), low, high, float(values["loss"].mean() - reference["loss"].mean())
+    return gain.mean(), *bootstrap_interval(gain), float(values["loss"].mean() - reference["loss"].mean())
 
 
 def make_table(raw):

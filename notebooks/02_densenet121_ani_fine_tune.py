@@ -48,7 +48,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 4  # augmented views of every training image, used in turn
+views = 30  # augmented views of every training image, used in turn
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off
@@ -310,7 +310,7 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 # ## 5. 학습
 #
 # 규칙은 01번과 같습니다. Adam(학습률 0.001), 배치 32, 최대 30에포크, 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈추고 가장 낮았던 에포크로 되돌립니다.
-# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다.
+# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다. 기본값 30은 에포크마다 새 뷰를 쓴다는 뜻이고, 조기 종료로 멈춘 뒤의 뷰는 계산하지 않습니다.
 
 # %% id="train"
 # @inline transferlab.train: train

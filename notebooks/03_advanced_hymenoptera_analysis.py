@@ -52,7 +52,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 4  # augmented views of every training image, used in turn
+views = 30  # augmented views of every training image, used in turn
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off
@@ -305,7 +305,7 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 # %% [markdown] id="train-text"
 # ## 5. 네 백본을 차례로 학습
 #
-# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배우고, 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈춰 가장 낮았던 에포크로 되돌립니다. 네 백본이 데이터, 뷰, 헤드의
+# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배우고(기본값 30은 에포크마다 새 뷰입니다), 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈춰 가장 낮았던 에포크로 되돌립니다. 네 백본이 데이터, 뷰, 헤드의
 # 초깃값을 정하는 시드, 학습 규칙을 모두 함께 쓰므로 달라지는 것은 **체크포인트(구조와 가중치)** 뿐입니다.
 #
 # 그래서 여기서 내릴 수 있는 결론도 체크포인트에 대한 것입니다. 같은 구조라도 가중치가 다르면 순위가 뒤집힐 수 있습니다.

