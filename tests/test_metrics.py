@@ -2,12 +2,27 @@
 
 from math import comb
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
-from transferlab.metrics import accuracy_interval, mcnemar_p
+from transferlab.metrics import (
+    accuracy_interval,
+    bootstrap_interval,
+    calibration_error,
+    corrected_resampled_t,
+    detectable_difference,
+    holm,
+    images_needed,
+    macro_f1_interval,
+    mcnemar_p,
+)
 
 
 def exact_p(b, c):
@@ -33,3 +48,62 @@ def test_mcnemar_by_hand():
 def test_wilson_from_the_tables(correct, n, low, high):
     assert accuracy_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
     assert all(type(end) is float for end in accuracy_interval(correct, n))
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.2], [0.5, 0.5, 0.9], [0.0, 1.0, 0.02, 0.02, 0.03]])
+def test_holm_is_statsmodels(p_values):
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_the_corrected_test_is_students_where_training_sets_do_not_overlap():
+    differences = np.random.default_rng(0).normal(0.02, 0.05, 25)
+    found, expected = corrected_resampled_t(differences, 0), stats.ttest_1samp(differences, 0)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    corrected = corrected_resampled_t(differences, 1 / 4)  # 5 folds: Nadeau & Bengio's factor (1/25 + 1/4) instead of 1/25
+    assert corrected["error"] == pytest.approx(found["error"] * np.sqrt((1 / 25 + 1 / 4) * 25))
+    assert corrected["p"] > found["p"] and corrected_resampled_t([0.0, 0.0], 1)["p"] == 1
+
+
+def test_equal_classifiers_are_rarely_called_different():
+    random, rejected = np.random.default_rng(0), 0
+    for _ in range(300):  # 5 x 5 folds of 100 images; an image that one classifier gets right stays so over repeats
+        gains = random.integers(-1, 2, 100)
+        folds = [gains[part].mean() for _ in range(5) for part in np.array_split(random.permutation(100), 5)]
+        rejected += corrected_resampled_t(folds, 1 / 4)["p"] < 0.05
+    assert rejected / 300 <= 0.08
+
+
+def test_the_detectable_difference_is_found_four_times_in_five():
+    error, folds = 0.02, 25
+    power = TTestPower().power(detectable_difference(error, folds) / (error * np.sqrt(folds)), folds, 0.05)
+    assert power == pytest.approx(0.8, abs=0.01)
+    assert images_needed(400, 0.04, 0.02) == 1600
+
+
+def test_bootstrap_intervals_cover():
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        low, high = bootstrap_interval(random.random(120) < 0.7, count=1000)
+        covered += low <= 0.7 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_the_interval_of_macro_f1_lies_around_scikit_learns():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 200)
+    predicted = np.stack([np.where(random.random(200) < 0.6, labels, random.integers(0, 4, 200)) for _ in range(3)])
+    low, high = macro_f1_interval(labels, predicted)
+    mean = np.mean([f1_score(labels, one, average="macro") for one in predicted])
+    assert low < mean < high and 0.03 < high - low < 0.2
+    once = macro_f1_interval(labels, predicted[:1], count=50)
+    counts = np.random.default_rng(0).multinomial(200, np.full(200, 1 / 200), size=50)
+    samples = [np.repeat(np.arange(200), count) for count in counts]
+    expected = [f1_score(labels[one], predicted[0][one], average="macro", labels=range(4), zero_division=0) for one in samples]
+    assert once == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-5)
+
+
+def test_calibration_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
+    labels = np.array([0, 1, 0, 1])  # by confidence: 0.6 right, 0.7 right | 0.8 wrong, 0.9 right
+    assert calibration_error(probabilities, labels, bins=2) == pytest.approx((abs(0.65 - 1) + abs(0.85 - 0.5)) / 2)
