@@ -206,7 +206,7 @@ def plot_parts(rows, title):
     figure, axis = plt.subplots(figsize=(10, 2.4 + 0.5 * len(models)), layout="constrained")
     percent.groupby(table.model).mean().loc[models].plot.barh(stacked=True, ax=axis, color=list(PARTS.values()), legend=False)
     axis.set_yticks(range(len(models)), [f"{name}\nshare {share[name]:.2f}, {seconds[name]:.0f} s" for name in models])
-    axis.set(xlabel="percent of the run's seconds", ylabel="", xlim=(min(0, axis.get_xlim()[0]), 101))
+    axis.set(xlabel="percent of the run's seconds", ylabel="")
     axis.set_title(title, fontsize=8)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
