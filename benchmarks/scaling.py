@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.engine import make_study
+from benchmarks.engine import SETTINGS, make_study
 from benchmarks.memory import in_fresh_process
 from benchmarks.results import measure_or_read, unfinished_folder, write_results
 from transferlab.artifacts import machine
@@ -128,7 +128,7 @@ def run_heads(part, model, data, weights, cache_dir, count):
     else:
         jobs, tests = fold_jobs(labels, view_of, clean, count)
     heads = [make_head(clean.shape[1], len(image_set.classes), seed=job.seed) for job in jobs]
-    train_many(heads, jobs, labels)
+    train_many(heads, jobs, labels, epochs=SETTINGS["epochs"])
     for head, test in zip(heads, tests):
         evaluate(head, clean[test], labels[test])
     seconds = time.perf_counter() - started
@@ -234,6 +234,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds is {options.rounds}: measure 1 or more")
+    options.parts = [*dict.fromkeys(options.parts)]
     digest, infos = check_inputs(options.parts, options.data, options.weights)
     weights = {name: "none" if info.kind == "random" else options.weights for name, info in infos.items()}
     folders = {part: part_folder(options.out, part, digest, infos) for part in options.parts}
