@@ -9,6 +9,7 @@ from benchmarks import scaling
 from benchmarks.memory import in_fresh_process
 from benchmarks.results import measure_or_read, unfinished_folder
 from benchmarks.scaling import fold_jobs, plot_scaling, proportional, slope
+from transferlab import study
 from transferlab.data import load_images
 from transferlab.errors import UserError
 
@@ -96,6 +97,7 @@ def test_every_part_measures_what_it_names(drawn_data, tmp_path, monkeypatch):
         return getattr(scaling, asked[-1])(*arguments), 500.0
 
     monkeypatch.setattr(scaling, "in_fresh_process", here)
+    monkeypatch.setattr(study, "estimate_batchnorm", lambda *images, **options: None)  # only its seconds are of interest here
     for name in ("epochs", "views"):
         monkeypatch.setitem(scaling.SETTINGS, name, 1)
     monkeypatch.setattr(scaling, "MODEL", TINY)
