@@ -182,8 +182,10 @@ def plot_scaling(rows, title):
     """A panel a part, log-log: seconds (left) and peak memory (right), medians over the rounds, with their exponents."""
     medians = pd.DataFrame(rows).groupby(["part", "x"], sort=False)[["seconds", "peak_memory_mb"]].median().reset_index()
     parts = medians.part.unique()
-    figure, axes = plt.subplots(1, len(parts), figsize=(1 + 3.4 * len(parts), 3.9), squeeze=False, layout="constrained")
-    for axis, part in zip(axes[0], parts):
+    columns, rows = min(3, len(parts)), -(-len(parts) // 3)
+    figure = plt.figure(figsize=(1 + 3.5 * columns, 0.9 + 2.9 * rows), layout="constrained")
+    for number, part in enumerate(parts, 1):
+        axis = figure.add_subplot(rows, columns, number)
         x, seconds, memory = (medians[medians.part == part][column].to_numpy(float) for column in ("x", "seconds", "peak_memory_mb"))
         right = axis.twinx()
         lines = axis.plot(x, seconds, "o-", color=BLUE, label="seconds")
@@ -192,9 +194,12 @@ def plot_scaling(rows, title):
         for one in (axis, right):
             one.set(xscale="log", yscale="log")
         axis.set_xticks(x, [f"{value:,.0f}" for value in x], rotation=45)
-        axis.minorticks_off()
+        axis.xaxis.minorticks_off()
+        right.minorticks_off()
         axis.set(xlabel=LABELS[part], ylabel="seconds")
-        right.set(ylabel="peak memory (MB)", ylim=(200, max(4000, 1.2 * memory.max())))
+        ticks = [tick for tick in (200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000) if tick < 4 * memory.max()]
+        right.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+        right.set(ylabel="peak memory (MB)", ylim=(200, 4 * memory.max()))
         axis.set_title(f"{part}: seconds ~ x^{slope(x, seconds):.2f}, MB ~ x^{slope(x, memory):.2f}", fontsize=8)
     figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=8)

@@ -136,7 +136,7 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, monkeypatch, c
 def test_the_figure_has_a_panel_a_part():
     rows = [{"part": part, "x": x, "seconds": 2 * x, "peak_memory_mb": 500} for part in scaling.POINTS for x in (10, 100, 1000)]
     figure = plot_scaling(rows, "drawn")
-    assert [axis.get_title() for axis in figure.axes[:5]] == [f"{part}: seconds ~ x^1.00, MB ~ x^0.00" for part in scaling.POINTS]
+    assert [axis.get_title() for axis in figure.axes[::2]] == [f"{part}: seconds ~ x^1.00, MB ~ x^0.00" for part in scaling.POINTS]
 
 
 @pytest.mark.parametrize("wrong, said", [(["--rounds", "0"], "rounds is 0"), (["--data", "nowhere"], "nowhere")])
