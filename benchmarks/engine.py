@@ -17,18 +17,17 @@ round, and engine_{stamp}.json with the machine, versions and weights.
 import argparse
 import copy
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
+from benchmarks.memory import in_fresh_process
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
 from transferlab.data import load_images, split_images
@@ -44,11 +43,11 @@ SETTINGS = {"epochs": 30, "patience": 0, "batch_size": 32, "lr": 1e-3, "views": 
 SEEDS, FOLDS = 20, 5
 
 
-def make_study(data):
-    """The study of the manga faces as notebook 01 runs it, without early stopping."""
-    image_set, views = load_images(data, prefer="manga_facial_expressions"), anime_views()
+def make_study(data, *, dataset="manga_facial_expressions", transforms=None, **changed):
+    """The study of a dataset, the manga faces as notebook 01 runs them, without early stopping; `changed` settings instead."""
+    image_set, transforms = load_images(data, prefer=dataset), transforms or anime_views()
     indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
-    return Study(image_set, views, indices, view_blocks(image_set, views, seed=42), SETTINGS, 42)
+    return Study(image_set, transforms, indices, view_blocks(image_set, transforms, seed=42), SETTINGS | changed, 42)
 
 
 def new_head(kind, in_features, classes, seed):
@@ -108,22 +107,6 @@ def time_run(study, weights, cache_dir):
     return frozen, torch.stack([clean, *kept]), heads
 
 
-def peak_memory(data, weights):
-    """Peak PSS in MB of a process (and its children) that runs the study once."""
-    code = "import sys; from benchmarks.engine import run_once; run_once(*sys.argv[1:])"
-    with subprocess.Popen([sys.executable, "-c", code, data, weights]) as process:
-        peak, parent = 0, psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                peak = max(peak, sum(one.memory_full_info().pss for one in (parent, *parent.children(recursive=True))))
-            except psutil.Error:  # it, or a child, has just ended
-                continue
-            time.sleep(0.1)
-    if process.returncode:
-        raise UserError(f"the run whose memory was measured failed with exit code {process.returncode}")
-    return peak / 1e6
-
-
 def run_once(data, weights):
     study = make_study(data)
     train_study(freeze_backbone("resnet50", study, weights=weights), study, progress=False)
@@ -144,7 +127,7 @@ def measure_round(data, weights):
         found[f"epochs_{kind}"] = whole + heads[kind, 300], whole + heads[kind, 30]
         found[f"heads_{kind}"] = time_heads(kind, views, labels)
     ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
-    return ratios | {"memory_mb": (peak_memory(data, weights), None, None)}, frozen.info.source
+    return ratios | {"memory_mb": (in_fresh_process("benchmarks.engine.run_once", data, weights)[1], None, None)}, frozen.info.source
 
 
 def main(arguments=None):

@@ -47,7 +47,7 @@ def check_against_train(heads, jobs, labels, *, epochs, batch_size):
         assert (result.best_epoch, len(result.history)) == (expected.best_epoch, len(expected.history))
         for name, tensor in expected.state.items():
             assert torch.allclose(result.state[name], tensor, rtol=0, atol=1e-9)
-            assert torch.equal(head.state_dict()[name], result.state[name])
+            assert head.state_dict()[name].data_ptr() == result.state[name].data_ptr()  # no copy: many heads take their memory once
         for row, wanted in zip(result.history, expected.history, strict=True):
             assert all(row[name] == pytest.approx(wanted[name], abs=1e-6) for name in row)  # `evaluate` reports in fp32
             assert set(wanted) - set(row) == {"train_loss_clean", "train_acc_clean", "seconds"}

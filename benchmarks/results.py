@@ -1,0 +1,50 @@
+"""Points that are measured once, kept while a benchmark is unfinished; and what a finished one leaves."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from transferlab.artifacts import machine, new_stamp, write_new
+from transferlab.errors import UserError
+
+
+def unfinished_folder(out, name, used):
+    """Makes the folder for the points of benchmark `name` under `out` -> Path. Points measured with another `used` (plain
+    values: data, weights, settings), on another machine or by other code lie in another folder, and are not taken.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    root, digest = Path(__file__).parents[1], hashlib.sha256(json.dumps([used, machine()]).encode())
+    for path in sorted([*root.glob("transferlab/*.py"), *root.glob("benchmarks/*.py")]):
+        digest.update(path.read_bytes())
+    folder = Path(out) / f"result/benchmarks/{name}_unfinished" / digest.hexdigest()[:12]
+    try:
+        for needed in (folder, Path(out) / "img"):
+            needed.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error}): give another --out") from error
+    return folder
+
+
+def measure_or_read(path, measure):
+    """What `measure()` gives, plain values, kept in `path` (.json): read from there where an interrupted run has measured it."""
+    if not path.is_file():
+        found = json.dumps(measure())
+        write_new(path, lambda temporary: temporary.write_text(found, encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_results(out, name, rows, described, figure, points):
+    """Writes result/benchmarks/NAME_{stamp}.csv (`rows`, a list of dicts), .json (`described` and the machine) and
+    img/NAME_{stamp}.png; then deletes the files `points`, which have gone into them, so that the next run measures anew."""
+    out, stamp = Path(out), new_stamp(Path(out) / "result")
+    text = json.dumps(described | machine(), indent=1, ensure_ascii=False) + "\n"
+    write_new(out / f"result/benchmarks/{name}_{stamp}.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+    write_new(out / f"result/benchmarks/{name}_{stamp}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_new(out / f"img/{name}_{stamp}.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+    for point in points:
+        point.unlink()
+    print(f"written: result/benchmarks/{name}_{stamp}.csv, .json and img/{name}_{stamp}.png")
