@@ -17,18 +17,17 @@ round, and engine_{stamp}.json with the machine, versions and weights.
 import argparse
 import copy
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
+from benchmarks.process import run_watched
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
 from transferlab.data import load_images, split_images
@@ -111,17 +110,11 @@ def time_run(study, weights, cache_dir):
 def peak_memory(data, weights):
     """Peak PSS in MB of a process (and its children) that runs the study once."""
     code = "import sys; from benchmarks.engine import run_once; run_once(*sys.argv[1:])"
-    with subprocess.Popen([sys.executable, "-c", code, data, weights]) as process:
-        peak, parent = 0, psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                peak = max(peak, sum(one.memory_full_info().pss for one in (parent, *parent.children(recursive=True))))
-            except psutil.Error:  # it, or a child, has just ended
-                continue
-            time.sleep(0.1)
-    if process.returncode:
-        raise UserError(f"the run whose memory was measured failed with exit code {process.returncode}")
-    return peak / 1e6
+    watched = run_watched([sys.executable, "-c", code, data, weights])
+    if watched.code:
+        last = watched.stderr.strip().splitlines()[-1:]
+        raise UserError(f"the run whose memory was measured failed with exit code {watched.code}: {' '.join(last)}")
+    return watched.peak_mb
 
 
 def run_once(data, weights):
