@@ -128,9 +128,9 @@ class DecodedViews(Dataset):
 def decoded_once(task):
     """The same images, decoded and resized once -> {"train": Dataset, "val": Dataset} of uint8 [3, H, W]."""
     image_set, datasets = load_images(task.folder), {}
-    augment = {"train": v2.Compose(task.views.train.transforms[1:]), "val": nn.Identity()}  # the clean view is the resized image
+    augment = {"train": v2.Compose([nn.Identity(), *task.views.train.transforms[1:]]), "val": nn.Identity()}
     for part, index in split_study(image_set.labels).items():
-        resized = [task.views.val(image_set.images[i]) for i in index]
+        resized = [task.views.val(image_set.images[i]) for i in index]  # which is all of the clean view
         datasets[part] = DecodedViews(resized, image_set.labels[index].tolist(), augment[part])
     return datasets
 

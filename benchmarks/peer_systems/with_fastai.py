@@ -1,8 +1,10 @@
-"""fastai: `vision_learner` (docs.fast.ai/vision.learner.html) on the study's backbone and head, frozen by its own `freeze`.
+"""fastai: a `Learner` made of what `vision_learner` makes it of (docs.fast.ai/vision.learner.html), on the study's model.
 
-By default fastai trains BatchNorm layers in what it freezes and updates their statistics: `train_bn=False` and the callback
-`BnFreeze` (docs.fast.ai/callback.training.html) stop both. Its Adam differs from PyTorch's (eps 1e-5, second moment 0.99,
-weight decay 0.01), so PyTorch's runs in its `OptimWrapper`; `fit` keeps the learning rate constant. No progress bar, no log.
+`vision_learner` itself takes no body cut by its user: it accepts `cut` and does not hand it on (fastai 2.8). Body and head
+are the two groups of `default_split`; the Learner's own `freeze` freezes the body. By default fastai trains the BatchNorm
+layers of what it freezes and updates their statistics: `train_bn=False` and the callback `BnFreeze`
+(docs.fast.ai/callback.training.html) stop both. Its Adam differs from PyTorch's (eps 1e-5, second moment 0.99, weight
+decay 0.01), so PyTorch's runs in its `OptimWrapper`; `fit` keeps the learning rate constant. No progress bar, no log.
 """
 
 import tempfile
@@ -15,11 +17,13 @@ from fastai.vision.all import (
     ChannelsLast,
     CrossEntropyLossFlat,
     DataLoaders,
+    Learner,
     MixedPrecision,
     OptimWrapper,
     accuracy,
-    vision_learner,
+    default_split,
 )
+from torch import nn
 
 from transferlab.backbones import choose_device, choose_precision
 
@@ -51,13 +55,14 @@ class MixedPrecisionAnywhere(MixedPrecision):
 
 
 def fit(backbone, head, dls, task, record, callbacks=()):
-    """Trains the head with fastai's own loop. `arch` makes the backbone, `cut` takes all of it as the body."""
+    """Trains the head with fastai's own loop, the body frozen."""
     with tempfile.TemporaryDirectory() as folder:
-        learner = vision_learner(
-            dls, lambda pretrained: backbone, cut=lambda body: body, custom_head=head, init=None, normalize=False,
-            n_out=head[-1].out_features, loss_func=CrossEntropyLossFlat(), metrics=accuracy, train_bn=False, path=folder,
-            opt_func=partial(OptimWrapper, opt=torch.optim.Adam), cbs=[BnFreeze(), EpochRecord(record), *callbacks],
+        learner = Learner(
+            dls, nn.Sequential(backbone, head), loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=default_split,
+            opt_func=partial(OptimWrapper, opt=torch.optim.Adam), train_bn=False, path=folder,
+            cbs=[BnFreeze(), EpochRecord(record), *callbacks],
         )
+        learner.freeze()
         with learner.no_bar(), learner.no_logging():
             learner.fit(task.settings["epochs"], task.settings["lr"])
 
