@@ -2,9 +2,10 @@
 
 `vision_learner` itself takes no body cut by its user: it accepts `cut` and does not hand it on (fastai 2.8). Body and head
 are the two groups of `default_split`; the Learner's own `freeze` freezes the body. By default fastai trains the BatchNorm
-layers of what it freezes and updates their statistics: `train_bn=False` and the callback `BnFreeze`
-(docs.fast.ai/callback.training.html) stop both. Its Adam differs from PyTorch's (eps 1e-5, second moment 0.99, weight
-decay 0.01), so PyTorch's runs in its `OptimWrapper`; `fit` keeps the learning rate constant. No progress bar, no log.
+layers of what it freezes and updates their statistics: `train_bn=False` stops the one, a callback like its `BnFreeze`
+(docs.fast.ai/callback.training.html) the other. Nothing in a frozen body asks for a gradient, so autograd records nothing
+there. fastai's Adam differs from PyTorch's (eps 1e-5, second moment 0.99, weight decay 0.01), so PyTorch's runs in its
+`OptimWrapper`; `fit` keeps the learning rate constant. No progress bar, no log.
 """
 
 import tempfile
@@ -12,7 +13,6 @@ from functools import partial
 
 import torch
 from fastai.vision.all import (
-    BnFreeze,
     Callback,
     ChannelsLast,
     CrossEntropyLossFlat,
@@ -20,6 +20,7 @@ from fastai.vision.all import (
     Learner,
     MixedPrecision,
     OptimWrapper,
+    TrainEvalCallback,
     accuracy,
     default_split,
 )
@@ -28,6 +29,15 @@ from torch import nn
 from transferlab.backbones import choose_device, choose_precision
 
 from .common import WORKERS, decoded_once, files_each_epoch, frozen_backbone, make_loaders
+
+
+class BodyInEvalMode(Callback):
+    """Does to the whole frozen body what fastai's BnFreeze does to its BatchNorm layers, after training mode is set."""
+
+    run_after = TrainEvalCallback
+
+    def before_train(self):
+        self.model[0].eval()
 
 
 class EpochRecord(Callback):
@@ -60,7 +70,7 @@ def fit(backbone, head, dls, task, record, callbacks=()):
         learner = Learner(
             dls, nn.Sequential(backbone, head), loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=default_split,
             opt_func=partial(OptimWrapper, opt=torch.optim.Adam), train_bn=False, path=folder,
-            cbs=[BnFreeze(), EpochRecord(record), *callbacks],
+            cbs=[BodyInEvalMode(), EpochRecord(record), *callbacks],
         )
         learner.freeze()
         with learner.no_bar(), learner.no_logging():
