@@ -64,7 +64,8 @@ class Record:
         """
         wrong = [row for row in self.rows if (row["seen"], row["evaluated"]) != (n_train, n_val)]
         if wrong:
-            raise RuntimeError(f"an epoch took {wrong[0]['seen']} images and validated {wrong[0]['evaluated']}, not {n_train}, {n_val}")
+            counts = f"{wrong[0]['seen']} images and validated {wrong[0]['evaluated']}"
+            raise RuntimeError(f"an epoch took {counts}, not {n_train} and {n_val}")
         if state_hash(self.backbone) != self.frozen_hash:
             raise RuntimeError("the backbone has changed: it was not frozen")
 

@@ -1,4 +1,5 @@
-"""Hugging Face's Trainer, after "Image classification" in its documentation (huggingface.co/docs/transformers/tasks/image_classification).
+"""Hugging Face's Trainer, after "Image classification" in its documentation
+(huggingface.co/docs/transformers/tasks/image_classification).
 
 The Trainer puts the model into training mode before every step: the model keeps its backbone in eval mode by overriding
 `train`. A learning rate that falls and gradients cut at norm 1, the Trainer's defaults, are off: the study has neither.
