@@ -18,8 +18,8 @@ epochs, all 159 images validated after each. The systems (benchmarks/peer_system
 Every run is a process of its own; the order rotates from round to round. Round r trains all systems with seed 42 + r (head,
 order, dropout, views; never the split). Measured: `seconds` from before the images are loaded to the end of training,
 `seconds_total` from the start of the process, imports included, `peak_memory_mb` (PSS of the process tree, looked at twice a
-second, which costs about 1 % of a core), and the accuracy at the epoch of lowest validation loss. Checks that a run makes of itself are in no time: each epoch trains on every image
-once and validates all, and no bit of the backbone changes.
+second), and the accuracy at the epoch of lowest validation loss. Checks that a run makes of itself are in no time: each epoch
+trains on every image once and validates all, and no bit of the backbone changes.
 
 A round is `full`, or `short`: then the peers run 4 epochs, and 30 are reckoned from the start-up, the first epoch and the
 median of the later ones; the accuracy stays empty. Ours and the systems that stop early run whole in every round: their
@@ -246,7 +246,7 @@ def summarise(table):
 def ratio_of(table, above, below):
     """Median over the rounds of seconds (the best of `above`) over seconds (`below`) -> (ratio, rounds); NaN and 0 where
     nothing can be compared."""
-    seconds = table.pivot(index="round", columns="system", values="seconds").reindex(columns=[*above, below])
+    seconds = table.pivot(index="round", columns="system", values="seconds").reindex(columns=list({*above, below}))
     ratios = (seconds[list(above)].min(axis=1) / seconds[below]).dropna()
     return ratios.median(), len(ratios)
 

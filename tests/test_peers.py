@@ -174,7 +174,8 @@ def test_ratios_are_medians_of_the_rounds():
     table = pd.DataFrame(rows, columns=["system", "round", "epochs", "seconds"])
     assert peers.ratio_of(table, ("study",), "ours_default") == (4, 3)
     assert peers.ratio_of(table, ("fastai", "lightning", "hf"), "ours_default") == (2, 3)
-    assert [line.split(":")[0] for line in peers.describe_ratios(table)] == ["study / ours_default", "best of fastai, hf / ours_default"]
+    names = [line.split(":")[0] for line in peers.describe_ratios(table)]
+    assert names == ["study / ours_default", "best of fastai, hf / ours_default"]
 
 
 @pytest.fixture
