@@ -35,6 +35,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -386,6 +387,7 @@ def report(table, runs, kinds, used, image_set, options):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does: the process under measurement with it
     try:
         sys.exit(main())
     except UserError as error:
