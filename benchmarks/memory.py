@@ -1,6 +1,6 @@
-"""A function run in a Python process of its own, its peak memory watched from outside.
+"""A command, or one function, run in a process of its own, its peak memory watched from outside.
 
-The new process imports nothing but what the function's module needs, so that what is measured is that function's own.
+A function's new process imports nothing but what the function's module needs, so that what is measured is that function's own.
 """
 
 import importlib
@@ -9,11 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import psutil
 
 from transferlab.errors import UserError
+
+# A command that has ended. code: exit code; stdout, stderr: text; started: time.time() at its start; peak_mb: as `watch_memory`.
+Watched = namedtuple("Watched", "code stdout stderr started peak_mb")
 
 
 def watch_memory(process, *, interval=0.1):
@@ -35,6 +39,21 @@ def watch_memory(process, *, interval=0.1):
             continue
         time.sleep(interval)
     return peak / 1e6
+
+
+def run_watched(command, *, interval=0.1, **options):
+    """Runs a command to its end -> Watched. `options` are subprocess.Popen's."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:  # pipes would fill up and block it
+        started = time.time()
+        with subprocess.Popen(command, stdout=stdout, stderr=stderr, **options) as process:
+            try:
+                peak = watch_memory(process, interval=interval)
+            except BaseException:  # Ctrl-C above all: it must not go on alone
+                process.kill()
+                raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return Watched(process.returncode, stdout.read(), stderr.read(), started, peak)
 
 
 def in_fresh_process(function, *arguments):

@@ -1,0 +1,5 @@
+"""What `benchmarks.peers` compares: one file for each way to train a head on a frozen backbone.
+
+Each system is a function `run(task, record)`: it loads the images, trains for task.settings["epochs"] epochs, validates after
+each, and tells the record. Seconds count from before the images are loaded to its return.
+"""
