@@ -20,10 +20,12 @@ Fingerprints = namedtuple("Fingerprints", "file_hash pixel_hash bits mirrored mo
 Copy = namedtuple("Copy", "first second distance how")
 
 HASH_SIZE = 16
-# Bits of 256 up to which two images count as near duplicates. Measured on the manga faces and on the ants and bees, a third
-# of the images of each altered: JPEG at quality 30, half the size at quality 50, squashed to 128 x 96, mirrored: at most 12
-# bits; 20 % brighter: at most 30; 2 % cropped away: at most 46. Of 5 % cropped away 60 bits find 90 % or less of the manga faces and all ants
-# and bees. The closest two different images: 82 and 90 bits apart there (80 and 90 mirrored), 66 among 140 drawn faces.
+# Bits of 256 up to which two images count as near duplicates. Every manga face (455) and every ant and bee (397) was altered
+# and compared with all: JPEG at quality 30, half the size at quality 50, mirrored, 20 % brighter, 2 % cropped away: all found,
+# none with a wrong partner; 5 % cropped away: 402 of 455 and 396 of 397; 3 degrees turned: 452 and 329; 10 % cropped away:
+# 0 and 43. Different images are at least 80 and 90 bits apart there, 66 among 140 drawn faces. dHash of 256 bits is as good on
+# photographs, but brings drawn insects of different classes within 24 bits, where slight crops are; the average hash (17 bits
+# between different manga faces) and wHash of 64 bits (4) are worse.
 NEAR_BITS = 60
 
 
