@@ -22,17 +22,13 @@ from .run import find_run_weights, trim_cache
 from .views import anime_views
 
 # A row of audit_findings_{stamp}.csv. kind: one of FINDING_KINDS; path, other_path: relative to the folder that was named ("."
-# is the folder itself); score: see SCORES; serious: what makes the exit code 1; detail: the finding in words.
+# is the folder itself); serious: what makes the exit code 1; detail: the finding in words. score: of unreadable, placeholder
+# and duplicate 1; of near_duplicate the share of equal bits of the perceptual hashes (1 = the same); of outlier 0 to 1, low is
+# unusual (CleanVision's score, or the share of images with this colour mode); of label the out-of-fold probability of the
+# given label (low is suspicious); of leak the accuracy under random folds minus that under grouped ones.
 Finding = namedtuple("Finding", "kind path other_path score serious detail")
 
 FINDING_KINDS = ("unreadable", "placeholder", "duplicate", "near_duplicate", "outlier", "label", "leak")
-SCORES = {
-    "unreadable": "always 1", "placeholder": "always 1", "duplicate": "always 1",
-    "near_duplicate": "share of equal bits of the perceptual hash, 1 = the same",
-    "outlier": "0 to 1, low is unusual: CleanVision's score, or the share of images with this colour mode",
-    "label": "out-of-fold probability of the given label, low is suspicious",
-    "leak": "accuracy under random folds minus accuracy under grouped folds, 0 to 1",
-}
 ODDITIES = ("odd_size", "odd_aspect_ratio", "blurry", "dark", "light", "low_information")  # CleanVision's names
 RARE_MODE = 0.05  # a colour mode that at most so many of the images have is an outlier; one image always may be
 LISTED = 12  # findings of a kind that are printed; the file has all
@@ -283,16 +279,16 @@ def run_audit(folder, *, model="efficientnet_lite0", weights="", out=".", cache_
     check_extras()
     found, bound = find_image_folder(folder), cache_bound()
     refuse_inside(folder, [out, *([cache_dir] if cache_dir else []), *([] if weights else ["weights"])])
-    out = prepare_out_dir(out)
+    out, weights = prepare_out_dir(out), find_run_weights(weights, Path("weights"))
     image_set = load_images(found)
+    features, info = clean_features(image_set, model, weights, cache_dir)
+    trim_cache(cache_dir, bound)
     prints = take_fingerprints(image_set, found)
     exact = find_exact_copies(prints)
     near, bits = find_near_copies(prints, exact), prints.bits.shape[1]
     findings = rejected_findings(image_set) + copy_findings(image_set, "duplicate", exact, bits)
     findings += copy_findings(image_set, "near_duplicate", near, bits)
     findings += find_oddities(image_set) + find_rare_modes(image_set, prints.mode)
-    features, info = clean_features(image_set, model, find_run_weights(weights, Path("weights")), cache_dir)
-    trim_cache(cache_dir, bound)
     labels, groups = image_set.labels.numpy(), group_copies(exact + near, len(image_set.labels))
     probabilities, planted, suspects = None, {}, np.array([], dtype=int)
     if choose_folds(labels, groups):
