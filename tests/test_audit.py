@@ -206,13 +206,15 @@ def test_distances_and_groups_of_copies():
     assert len(set(group_copies([], 4))) == 4
 
 
-def test_errors_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, request):
-    folder = draw_colours(tmp_path / "colours", per_class=2)
+def test_a_missing_package_is_said_before_anything_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    assert main(["audit", str(folder)]) == 2
-    assert 'imagehash: pip install "transferlab[audit]"' in capsys.readouterr().err
-    monkeypatch.undo()
-    request.getfixturevalue("extras")
+    assert main(["audit", str(tmp_path / "not looked for")]) == 2
+    error = capsys.readouterr().err
+    assert 'imagehash: pip install "transferlab[audit]"' in error and error.count("\n") == 1
+
+
+def test_errors_are_one_line_and_exit_code_2(extras, tmp_path, monkeypatch, capsys):
+    folder = draw_colours(tmp_path / "colours", per_class=2)
     inside = [str(folder), "--out", str(folder / "out")]
     for arguments, message in (([str(tmp_path / "no")], "no image folder"), (inside, "never writes")):
         assert main(["audit", *arguments]) == 2

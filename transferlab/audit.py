@@ -155,10 +155,11 @@ def leak_findings(leaks):
 def describe_leak(leak):
     """One comparison in words: accuracies with their standard deviation over repeats, the drop with its 95 % interval."""
     random, grouped = (f"{side.mean():.1%} (± {side.std(ddof=1):.1%})" for side in (leak.random, leak.grouped))
-    grouping = {"page": "page", "near_duplicate": "copies of an image"}[leak.grouping]
+    grouping = {"page": "page", "near_duplicate": "set of copies"}[leak.grouping]
     return (
         f"random folds {random}, folds that keep each {grouping} together {grouped}: a drop of {100 * leak.drop:.1f} points "
         f"[{100 * leak.low:.1f}, {100 * leak.high:.1f}] on the same {leak.images} images ({leak.groups} groups, {leak.folds} folds)"
+        f"{'' if leak.low > 0 else '; 0 lies in the interval: no leak is shown'}"
     )
 
 
