@@ -230,7 +230,7 @@ def load_sweep(models, data, weights):
             clean[dataset], digests[dataset] = torch.cat([*blocks(0, some)]).to(device), image_set.digest
         model, infos[name] = create_backbone(name, weights)
         if infos[name].kind == "random":  # else activations grow or vanish, and numbers near zero are slow
-            estimate_batchnorm(model, clean[dataset], device=device)
+            estimate_batchnorm(model, clean[dataset].split(32), device=device)
         lower = split_features(model.to(device))[0]
         precisions = dict.fromkeys([torch.float32, choose_precision(device)])
         swept[name] = {"plain": lower, "folded": fold_batchnorm(lower)}, clean[dataset], [*precisions]

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import weakref
 
 import matplotlib.pyplot as plt
 import pytest
@@ -219,3 +220,23 @@ def test_figures_of_seven_classes(seven_classes):
     assert [len(figure.axes) for figure in drawn[-3:]] == [1, 1, 2]
     assert "synthetic" in drawn[-1].get_suptitle() and "random initialisation" in drawn[-1].get_suptitle()
     plt.close("all")
+
+
+def test_batchnorm_of_a_random_backbone_counts_every_image_alike_and_never_holds_them_all(seven_classes, monkeypatch):
+    """40 images go in blocks of 20, not of 32 and 8; when one is rendered, only the one before it is still there."""
+    study, sizes, alive, seen = make_study(seven_classes), [], [], []
+    study.indices["train"] = study.indices["train"].repeat(2)[:31]  # with 9 validation images 40
+
+    def blocks(view, indices):
+        for block in view_blocks(study.image_set, study.views, seed=2)(view, indices):
+            alive.append(sum(reference() is not None for reference in seen))
+            seen.append(weakref.ref(block))
+            sizes.append(len(block))
+            yield block
+
+    frozen = freeze_backbone(TINY, study._replace(blocks=blocks), weights="none")
+    assert sizes == [20, 20] and max(alive) <= 1
+    norm = next(module for module in frozen.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    everything = torch.cat([*study.indices.values()])
+    x = normalize(frozen.model, render_view(study.image_set, study.views.val, view=0, seed=2, indices=everything))
+    assert torch.allclose(norm.running_mean, frozen.model.conv1[0](x).mean((0, 2, 3)), atol=1e-4)

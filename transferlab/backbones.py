@@ -214,9 +214,9 @@ def normalize(model, images):
     return (images.float() / 255 - mean) / std
 
 
-def estimate_batchnorm(model, images, *, device, batch_size=32):
-    """Estimates a randomly initialised model's BatchNorm statistics on clean uint8 images [N, 3, H, W]; no label is seen."""
-    batches = images.tensor_split(-(-len(images) // batch_size))  # of one size: each counts the same
+def estimate_batchnorm(model, batches, *, device):
+    """Estimates a randomly initialised model's BatchNorm statistics on clean images, batches of uint8 [n, 3, H, W] that come one
+    at a time and count the same each; no label is seen."""
     update_bn((normalize(model, batch.to(device)) for batch in batches), model.to(device))
 
 

@@ -43,7 +43,9 @@ def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
         model, info = create_backbone(name, weights)
         set_head(model, make_head(model.head_hidden_size, len(study.image_set.classes), **sizes)).to(device)
         if info.kind == "random":  # on all clean images: no label is seen
-            estimate_batchnorm(model, torch.cat([*study.blocks(0, torch.cat([*study.indices.values()]))]), device=device)
+            everything = torch.cat([*study.indices.values()])
+            parts = everything.tensor_split(-(-len(everything) // 32))  # of one size: each counts the same
+            estimate_batchnorm(model, (block for part in parts for block in study.blocks(0, part)), device=device)
         lower, upper = split_features(model)
     key = {"data": study.image_set.digest, "views": [*map(repr, study.views)], "seed": study.seed, "model": info.timm_name}
     draw = feature_drawer(lower, study.blocks, study.indices, key, cache_dir=cache_dir, timings=timings)
