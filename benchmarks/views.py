@@ -247,7 +247,7 @@ def plot_curves(table, sources):
             axis.set_xticks([1, 2, 4, 8, 16, 30], [1, 2, 4, 8, 16, 30])
             reference = part[(part.scheme == "cycle") & (part.views == 30)].accuracy.iloc[0]
             axis.set_title(f"{dataset}\n{model}: {reference:.1%} with 30 views", fontsize=9)
-        row[0].set_ylabel("accuracy less 30 views' (points)")
+        row[0].set_ylabel("points over 30 views")
     for axis in axes[1]:
         axis.set_xlabel("views K")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
