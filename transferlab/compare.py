@@ -186,15 +186,15 @@ def verdict_text(row, n):
 
 def plot_comparison(metrics, title):
     """Accuracies with their intervals, models in blue, baselines in grey, directly labelled."""
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.4 * len(metrics)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1.5 + 0.4 * len(metrics)), layout="constrained")
     for place, row in enumerate(metrics[::-1]):
         colour = GREY if row["baseline"] else BLUE
         axis.plot([100 * row["accuracy_low"], 100 * row["accuracy_high"]], [place, place], color=colour, linewidth=2)
         axis.plot(100 * row["accuracy"], place, "s" if row["baseline"] else "o", color=colour)
-        axis.text(100 * row["accuracy_high"] + 0.5, place, f"{100 * row['accuracy']:.1f}", va="center", fontsize=8)
+        axis.text(100 * row["accuracy"], place + 0.15, f"{100 * row['accuracy']:.1f}", ha="center", va="bottom", fontsize=8)
     axis.set_yticks(range(len(metrics)), [row["model"] for row in metrics[::-1]])
     axis.set_xlabel("accuracy on held-out folds (%), 95 % interval over images")
-    axis.margins(x=0.08)
+    axis.set_ylim(-0.6, len(metrics) - 0.2)
     figure.suptitle(title, fontsize=8)
     return figure
 
