@@ -17,7 +17,6 @@ round, and engine_{stamp}.json with the machine, versions and weights.
 import argparse
 import copy
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,18 +27,18 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from benchmarks.memory import in_fresh_process
+from benchmarks.results import run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
 from transferlab.data import load_images, split_images
-from transferlab.errors import UserError
 from transferlab.features import view_blocks
 from transferlab.many import Job, train_many
 from transferlab.run import DEFAULT_VIEWS
-from transferlab.study import Study, freeze_backbone, train_study
+from transferlab.study import STUDY_SETTINGS, Study, freeze_backbone, train_study
 from transferlab.train import train
 from transferlab.views import anime_views
 
-SETTINGS = {"epochs": 30, "patience": 0, "batch_size": 32, "lr": 1e-3, "views": DEFAULT_VIEWS, "hidden": 512, "dropout": 0.5}
+SETTINGS = STUDY_SETTINGS | {"patience": 0, "views": DEFAULT_VIEWS}
 SEEDS, FOLDS = 20, 5
 
 
@@ -91,7 +90,7 @@ def time_heads(kind, views, labels):
 
 
 def time_run(study, weights, cache_dir):
-    """One whole run, its features kept in `cache_dir` -> (Frozen, features [5, 296, D], {(kind, epochs): seconds})."""
+    """One whole run, its features kept in `cache_dir` -> (Frozen, features [1 + K, 296, D], {(kind, epochs): seconds})."""
     frozen = freeze_backbone("resnet50", study, weights=weights, cache_dir=cache_dir)
     labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
     clean, val = frozen.draw("train", 0), frozen.draw("val", 0)
@@ -154,8 +153,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from transferlab.audit import FINDING_KINDS, run_audit
+from transferlab.audit import FINDING_KINDS, clean_features, run_audit
 from transferlab.cli import main
+from transferlab.data import load_images
 from transferlab.duplicates import Copy, group_copies, hamming
 from transferlab.probes import check_suspects, choose_folds, draw_folds, measure_leak, measure_page_leak, out_of_fold, page_of
 from transferlab.synthetic import draw_insects
@@ -133,6 +134,13 @@ def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
         texts.append(table.read_text())
     assert texts[0] == texts[1] == "kind,path,other_path,score,serious,detail\n"
     assert "Nothing serious" in capsys.readouterr().out
+
+
+def test_a_random_backbone_meets_images_in_batches_before_it_is_used(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("transferlab.backbones.update_bn", lambda batches, model: sizes.extend(batch.shape for batch in batches))
+    clean_features(load_images(draw_colours(tmp_path / "colours", per_class=20)), **TINY, cache_dir="")
+    assert sizes == [(20, 3, 224, 224)] * 2
 
 
 def test_flipped_labels_are_found_on_images(extras, tmp_path, capsys):

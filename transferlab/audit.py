@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 
 from .artifacts import new_stamp, prepare_out_dir, save_figure, write_new
-from .backbones import choose_device, create_backbone, estimate_batchnorm, split_features
 from .cache import cache_bound
 from .data import SPLITS, find_image_folder, load_images, sub_folders
 from .duplicates import find_exact_copies, find_near_copies, group_copies, take_fingerprints, to_pillow
 from .errors import UserError
-from .features import feature_drawer, view_blocks
+from .features import view_blocks
 from .plots import plot_audit, plot_images
 from .probes import check_suspects, choose_folds, find_suspects, label_probabilities, measure_leaks
 from .run import find_run_weights, trim_cache
+from .study import STUDY_SETTINGS, Study, freeze_backbone
 from .views import anime_views
 
 # A row of audit_findings_{stamp}.csv. kind: one of FINDING_KINDS; path, other_path: relative to the folder that was named ("."
@@ -123,17 +123,13 @@ def clean_features(image_set, model, weights, cache_dir):
     """Frozen features of all clean images, the whole picture squeezed to 224 x 224 -> (float32 [N, D] array, WeightsInfo).
 
     Raises:
-        UserError: as `create_backbone`.
+        UserError: as `freeze_backbone`.
     """
-    device, views, everything = choose_device(), anime_views(), torch.arange(len(image_set.labels))
-    blocks = view_blocks(image_set, views, seed=0)
-    backbone, info = create_backbone(model, weights)
-    if info.kind == "random":
-        estimate_batchnorm(backbone, torch.cat([*blocks(0, everything)]), device=device)
-    lower, _ = split_features(backbone.to(device))
-    key = {"data": image_set.digest, "views": [*map(repr, views)], "seed": 0, "model": info.timm_name}
-    draw = feature_drawer(lower, blocks, {"val": everything}, key, cache_dir=cache_dir, timings={})
-    return draw("val", 0).numpy(), info
+    views, everything = anime_views(), torch.arange(len(image_set.labels))
+    indices, settings = {"train": everything[:0], "val": everything}, STUDY_SETTINGS | {"views": 1}
+    study = Study(image_set, views, indices, view_blocks(image_set, views, seed=0), settings, 0)
+    frozen = freeze_backbone(model, study, weights=weights, cache_dir=cache_dir)
+    return frozen.draw("val", 0).numpy(), frozen.info
 
 
 def label_findings(image_set, probabilities):
@@ -275,7 +271,7 @@ def run_audit(folder, *, model="efficientnet_lite0", weights="", out=".", cache_
     Serious are unreadable files, placeholders, and duplicates, exact or near, across classes or across train and val.
 
     Raises:
-        UserError: as `check_extras`, `refuse_inside`, `load_images`, `find_run_weights` and `create_backbone`.
+        UserError: as `check_extras`, `refuse_inside`, `load_images`, `find_run_weights` and `freeze_backbone`.
     """
     check_extras()
     found, bound = find_image_folder(folder), cache_bound()

@@ -38,10 +38,9 @@ from .metrics import (
 )
 from .plots import BLUE, GREY
 from .run import DEFAULT_VIEWS
-from .study import Study, freeze_backbone
+from .study import STUDY_SETTINGS, Study, freeze_backbone
 from .views import anime_views, hymenoptera_views
 
-STUDY_SETTINGS = {"epochs": 30, "patience": 5, "batch_size": 32, "lr": 1e-3, "hidden": 512, "dropout": 0.5}
 INNER_SHARE = 0.2  # of a training fold: for early stopping, and to choose how strongly logistic regression is regularised
 POINTS = (1, 2, 3, 5)
 

@@ -25,6 +25,9 @@ from .train import evaluate, train
 # indices): as `view_blocks` makes it; settings: epochs, patience, batch_size, lr, views, hidden, dropout.
 Study = namedtuple("Study", "image_set views indices blocks settings seed")
 
+# The study's settings, but for the number of views.
+STUDY_SETTINGS = {"epochs": 30, "patience": 5, "batch_size": 32, "lr": 1e-3, "hidden": 512, "dropout": 0.5}
+
 # One backbone, frozen: the whole model, its two parts, `draw(part, view)` for its features, and the seconds by phase.
 Frozen = namedtuple("Frozen", "model lower upper info draw frozen_hash timings")
 
