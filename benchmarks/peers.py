@@ -48,7 +48,8 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.memory import run_watched
 from benchmarks.peer_systems.common import Record, Task, split_study
-from transferlab.artifacts import machine, new_stamp, write_new
+from benchmarks.results import measure_or_read, run_command, write_results
+from transferlab.artifacts import machine
 from transferlab.backbones import choose_device, choose_precision, create_backbone
 from transferlab.data import find_image_folder, load_images
 from transferlab.errors import UserError
@@ -192,15 +193,6 @@ def kept_path(folder, system, number, used):
     return folder / hashlib.sha256(used.encode()).hexdigest()[:12] / f"{system}_{number}.json"
 
 
-def measure_or_read(path, system, number, kind, options):
-    """`measure`, kept in a file."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure(system, number, kind, options))
-        write_new(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def measure_all(systems, kinds, folder, used, options):
     """All rounds, the systems in rotated order -> (rows, {(system, round): what it reported}, paths of what was kept).
 
@@ -215,7 +207,8 @@ def measure_all(systems, kinds, folder, used, options):
         for system in systems[start:] + systems[:start]:
             path = kept_path(folder, system, number, used | {"kind": kind})
             try:
-                runs[system, number] = found = measure_or_read(path, system, number, kind, options)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                runs[system, number] = found = measure_or_read(path, lambda: measure(system, number, kind, options))
             except UserError as error:
                 print(f"error: {error}", flush=True)
                 failures.append(str(error))
@@ -360,15 +353,13 @@ def main(arguments=None):
     unfinished = out / "result/benchmarks/peers_unfinished"
     one_system = used | {"settings": settings_of("study", options.epochs)}  # a choice of systems leaves what was kept as it is
     rows, runs, paths = measure_all(systems, kinds, unfinished, one_system, options)
-    report(pd.DataFrame(rows), runs, kinds, used, image_set, options)
-    for path in paths:  # they stand in what has just been written; the next call measures anew
-        path.unlink()
+    report(pd.DataFrame(rows), runs, kinds, used, image_set, paths, options)
     return 0
 
 
-def report(table, runs, kinds, used, image_set, options):
-    """Prints the medians and ratios; writes rows, facts and figure."""
-    out, stamp, summary = Path(options.out), new_stamp(options.out), summarise(table)
+def report(table, runs, kinds, used, image_set, paths, options):
+    """Prints the medians and ratios; writes rows, facts and figure, into which the kept `paths` have gone."""
+    summary = summarise(table)
     ratios, missed = describe_ratios(table), describe_disagreement(runs, kinds, options.epochs)
     print(summary.to_string(float_format="%.3f"))
     print("\n".join([*missed, *ratios]))
@@ -376,20 +367,13 @@ def report(table, runs, kinds, used, image_set, options):
     facts = used | {"libraries": libraries, "kinds": kinds, "ratios": ratios, "short_against_full": missed}
     facts |= {"data_name": image_set.name, "synthetic": image_set.synthetic}
     facts["runs"] = [{"system": system, "round": number} | found for (system, number), found in runs.items()]
-    text = json.dumps(facts, indent=1) + "\n"
     data = f"{image_set.name}{' (synthetic: drawn pictures)' * image_set.synthetic}"
     rounds = f"n = {len(kinds)} ({', '.join(kinds)})"
     title = f"{options.model}, {len(image_set.labels)} images of {data}, {options.epochs} epochs; {rounds}"
     title += f"\n{used['machine']['processor']}, {used['machine']['threads']} threads; weights: {used['weights']['source'][:110]}"
-    write_new(out / f"result/benchmarks/peers_{stamp}.csv", lambda path: table.to_csv(path, index=False))
-    write_new(out / f"result/benchmarks/peers_{stamp}.json", lambda path: path.write_text(text, encoding="utf-8"))
-    write_new(out / f"img/peers_{stamp}.png", lambda path: plot_bars(summary, title).savefig(path, dpi=120, format="png"))
+    write_results(options.out, "peers", table, facts, plot_bars(summary, title), paths)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does: the process under measurement with it
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

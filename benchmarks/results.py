@@ -1,7 +1,8 @@
-"""Points that are measured once, kept while a benchmark is unfinished; and what a finished one leaves."""
+"""What the benchmarks share: points measured once and kept while unfinished, what a finished one leaves, how each is run."""
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +39,7 @@ def measure_or_read(path, measure):
 
 
 def write_results(out, name, rows, described, figure, points):
-    """Writes result/benchmarks/NAME_{stamp}.csv (`rows`, a list of dicts), .json (`described` and the machine) and
+    """Writes result/benchmarks/NAME_{stamp}.csv (`rows`, dicts or a data frame), .json (`described` and the machine) and
     img/NAME_{stamp}.png; then deletes the files `points`, which have gone into them, so that the next run measures anew."""
     out, stamp = Path(out), new_stamp(Path(out) / "result")
     text = json.dumps(described | machine(), indent=1, ensure_ascii=False) + "\n"
@@ -48,3 +49,12 @@ def write_results(out, name, rows, described, figure, points):
     for point in points:
         point.unlink()
     print(f"written: result/benchmarks/{name}_{stamp}.csv, .json and img/{name}_{stamp}.png")
+
+
+def run_command(main):
+    """Runs a benchmark's `main` and ends the process with its exit code, or with 2 after a `UserError`, whose line goes to stderr."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -19,7 +19,6 @@ weights and all rates, and img/roofline_{stamp}.png. What an interrupted run has
 """
 
 import argparse
-import sys
 import time
 from contextlib import contextmanager
 from unittest import mock
@@ -30,7 +29,7 @@ import torch
 
 from benchmarks.engine import make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import measure_or_read, unfinished_folder, write_results
+from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
 from transferlab import features
 from transferlab.artifacts import machine
 from transferlab.backbones import (
@@ -94,38 +93,28 @@ def sweep_rates(variants, images, precisions, **options):
     }
 
 
+def counted(blocks, seconds, phase):
+    """Yields what the iterator `blocks` yields, adding to `seconds[phase]` what each block takes to come."""
+    while True:
+        started = time.perf_counter()
+        block = next(blocks, None)
+        seconds[phase] += time.perf_counter() - started
+        if block is None:
+            return
+        yield block
+
+
 @contextmanager
 def waits_counted(seconds):
     """Adds to `seconds["waited"]` what `extract` waits for the next rendered images, while the block runs."""
     one_ahead = features.one_ahead
-
-    def ahead(blocks):
-        coming = one_ahead(blocks)
-        while True:
-            started = time.perf_counter()
-            block = next(coming, None)
-            seconds["waited"] += time.perf_counter() - started
-            if block is None:
-                return
-            yield block
-
-    with mock.patch.object(features, "one_ahead", ahead):
+    with mock.patch.object(features, "one_ahead", lambda blocks: counted(one_ahead(blocks), seconds, "waited")):
         yield
 
 
 def render_counted(blocks, seconds):
     """`blocks(view, indices)` as it is, but adding to `seconds["rendered"]` what the rendering takes, hidden or not."""
-    def counted(view, indices):
-        rendered = blocks(view, indices)
-        while True:
-            started = time.perf_counter()
-            block = next(rendered, None)
-            seconds["rendered"] += time.perf_counter() - started
-            if block is None:
-                return
-            yield block
-
-    return counted
+    return lambda view, indices: counted(blocks(view, indices), seconds, "rendered")
 
 
 def run_once(name, data, weights, views):
@@ -274,8 +263,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

@@ -18,7 +18,6 @@ weights, and img/scaling_{stamp}.png. A point that an interrupted run has measur
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.engine import SETTINGS, make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import measure_or_read, unfinished_folder, write_results
+from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
 from transferlab.artifacts import machine
 from transferlab.backbones import create_backbone, make_head
 from transferlab.data import load_images, split_images, split_indices
@@ -267,8 +266,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)

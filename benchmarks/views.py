@@ -23,7 +23,6 @@ and setting; both go on where an interrupted run stopped. Written: the correct a
 import argparse
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -34,6 +33,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch.nn import functional as F
 
+from benchmarks.results import run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import choose_device, choose_precision, create_backbone, make_head, split_features
 from transferlab.cache import cache_bound, clear_cache, default_cache
@@ -303,8 +303,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(main)
