@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
 from transferlab import cli, compare
@@ -75,6 +77,18 @@ def test_a_clear_difference_is_found_and_none_is_not():
 def test_zero_shot_classes_are_imagenets():
     assert zero_shot_classes(["ants", "bees"]) == [310, 309]
     assert zero_shot_classes(["ants", "happy"]) is None
+
+
+def test_the_random_baseline_names_its_own_weights(image_folder, tmp_path, monkeypatch):
+    """Beside a backbone from a file; its own classifier has 5 classes, so nothing can be asked without training."""
+    monkeypatch.setattr(compare, "hymenoptera_views", lambda: hymenoptera_views(32))
+    (tmp_path / "weights").mkdir()
+    save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "weights" / "test_resnet.safetensors")
+    arguments = ["compare", "--models", "test_resnet", "--data", str(image_folder), "--weights", str(tmp_path / "weights")]
+    assert cli.main([*arguments, "--folds", "4", "--repeats", "1", "--views", "1", "--out", str(tmp_path), "--cache-dir", ""]) == 0
+    weights = pd.read_csv(next(tmp_path.glob("result/compare_metrics_*.csv"))).set_index("model").weights
+    assert "random" in weights["test_resnet, random initialisation"]
+    assert weights["test_resnet"] == weights["test_resnet, k-NN"] == "file test_resnet.safetensors"
 
 
 def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys):

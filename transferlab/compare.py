@@ -227,8 +227,9 @@ def fold_hash(folds):
 
 
 def predict_baselines(name, weights, frozen, study, folds, finished, cache_dir):
-    """What a trained head has to beat, beside one backbone -> {label: dict of arrays}: k-NN and logistic regression on its clean
-    features, the study's head on the same architecture randomly initialised, its own classifier asked without training."""
+    """What a trained head has to beat, beside one backbone -> ({label: dict of arrays}, {label: source of weights}): k-NN and
+    logistic regression on its clean features, the study's head on the same architecture randomly initialised, its own classifier
+    asked without training."""
     image_set, clean = study.image_set, frozen.draw("val", 0)
     key = [image_set.digest, frozen.info.sha256, repr(study.views.val), fold_hash(folds), machine()["versions"]]
     neighbours = [KNeighborsClassifier(k) for k in (1, 5, 15) if k <= len(folds[0][2])]
@@ -239,11 +240,12 @@ def predict_baselines(name, weights, frozen, study, folds, finished, cache_dir):
         found[label] = read_or_predict(finished, label, key, lambda c=classifiers: predict_with(c, clean, image_set, folds))
     if frozen.info.kind != "random":
         label = f"{name}, random initialisation"
-        found[label], _ = predict_model(name, label, "none", study, folds, finished, cache_dir)
+        found[label], untrained = predict_model(name, label, "none", study, folds, finished, cache_dir)
         asked = predict_zero_shot(name, weights, clean, image_set)
         found |= {f"{name}, zero-shot": asked} if isinstance(asked, dict) else {}
         print(asked if isinstance(asked, str) else f"{name}: zero-shot from its own ImageNet classifier", flush=True)
-    return found
+        return found, dict.fromkeys(found, frozen.info.source) | {label: untrained.info.source}
+    return found, dict.fromkeys(found, frozen.info.source)
 
 
 def prediction_rows(image_set, prefix, found, folds):
@@ -261,11 +263,11 @@ def prediction_rows(image_set, prefix, found, folds):
     return rows
 
 
-def metric_rows(image_set, found, infos, folds):
+def metric_rows(image_set, found, others, sources, folds):
     """One row a model or baseline: its scores, where its weights come from, and how optimistic choosing by the test fold would be."""
     labels, rows = image_set.labels.numpy(), []
-    for label, arrays in found.items():
-        row = {"model": label, "baseline": label not in infos, "weights": infos.get(label, infos.get(label.split(", ")[0], ""))}
+    for label, arrays in (found | others).items():
+        row = {"model": label, "baseline": label in others, "weights": sources.get(label, "")}
         row |= {"n": len(labels), "folds": len(folds)} | score_model(arrays["probabilities"], labels)
         if "optimism" in arrays:
             row |= {"selection_optimism": float(arrays["optimism"].mean()), "epochs_to_best": float(arrays["epochs"].mean())}
@@ -296,21 +298,22 @@ def run_compare(
     study = Study(image_set, transforms, {"train": everything, "val": everything}, blocks, settings, seed)
     counted = f"{len(everything)} images, {len(image_set.classes)} classes, {len(image_set.rejected)} left out"
     print(f"{image_set.name}: {counted}; views of {augment}, {settings['views']} of them")
-    finished, found, others, infos = out / "result/compare_finished", {}, {}, {}
+    finished, found, others, sources = out / "result/compare_finished", {}, {}, {}
     finished.mkdir(exist_ok=True)
     for name in models:
         found[name], frozen = predict_model(name, name, weights, study, parts, finished, cache_dir)
-        infos[name] = frozen.info.source
+        sources[name] = frozen.info.source
         if baselines == "all":
-            others |= predict_baselines(name, weights, frozen, study, parts, finished, cache_dir)
+            more, more_sources = predict_baselines(name, weights, frozen, study, parts, finished, cache_dir)
+            others, sources = others | more, sources | more_sources
     if baselines == "all":
         others["majority class"] = predict_majority(image_set, parts)
-    write_comparison(out, image_set, prefix, found, others, infos, parts, study)
+    write_comparison(out, image_set, prefix, found, others, sources, parts, study)
 
 
-def write_comparison(out, image_set, prefix, found, others, infos, parts, study):
+def write_comparison(out, image_set, prefix, found, others, sources, parts, study):
     """Writes the tables and the figure of a finished comparison and prints them."""
-    metrics = metric_rows(image_set, found | others, infos, parts)
+    metrics, infos = metric_rows(image_set, found, others, sources, parts), {name: sources[name] for name in found}
     pairs = compare_pairs(found, image_set.labels.numpy(), parts)
     stamp, columns = new_stamp(out), ["model", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece"]
     print(pd.DataFrame(metrics)[columns].to_string(index=False, float_format="%.3f"))

@@ -23,7 +23,7 @@ INSECTS = ("hymenoptera_data", download_hymenoptera, draw_insects)
 DATASETS = {"01": FACES, "02": FACES, "03": INSECTS}
 
 # Augmented views of every training image, used in turn; the notebooks' `views` says the same number. 30, a fresh one every epoch:
-# with fewer (1, 2, 4, 8, 16, in three schemes) no accuracy was shown to stay within 1 point of it on every pair of dataset and
+# with fewer (up to 16, in three schemes) no accuracy was shown to stay within 1 point of it on every pair of dataset and
 # backbone (benchmarks.views, see the report). Early stopping ends sooner, and only the views of the epochs that ran are drawn.
 DEFAULT_VIEWS = 30
 DRAWN_VIEWS = 4  # on drawn pictures, which measure nothing: all three notebooks in minutes
