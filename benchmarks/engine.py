@@ -8,6 +8,7 @@ ResNet50 on the manga faces by the study protocol (296/159, seed 42, no early st
     epochs_linear, epochs_study the whole run with 300 epochs / with 30, the same kept views
     second_run                  features read from disk / computed (start-up, ordinary epoch and heads in neither)
     memory_mb                   peak memory (PSS of the process tree) of a whole run in a process of its own
+    memory_imports_mb           of which a process takes that has imported the libraries and does nothing
 
 Both sides of a ratio are measured in the same round. One after another, heads also evaluate the clean view in every epoch, as
 `train` does and `train_many` does not; 20 of the 100 are timed. Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and
@@ -111,6 +112,10 @@ def run_once(data, weights):
     train_study(freeze_backbone("resnet50", study, weights=weights), study, progress=False)
 
 
+def do_nothing():
+    """What a process costs that has imported all of this."""
+
+
 def measure_round(data, weights):
     """One round -> {quantity: (value, numerator's seconds, denominator's seconds)}, and where the weights come from."""
     study = make_study(data)
@@ -126,7 +131,9 @@ def measure_round(data, weights):
         found[f"epochs_{kind}"] = whole + heads[kind, 300], whole + heads[kind, 30]
         found[f"heads_{kind}"] = time_heads(kind, views, labels)
     ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
-    return ratios | {"memory_mb": (in_fresh_process("benchmarks.engine.run_once", data, weights)[1], None, None)}, frozen.info.source
+    calls = {"memory_mb": ("run_once", data, weights), "memory_imports_mb": ("do_nothing",)}
+    memory = {name: (in_fresh_process(f"benchmarks.engine.{call}", *given)[1], None, None) for name, (call, *given) in calls.items()}
+    return ratios | memory, frozen.info.source
 
 
 def main(arguments=None):

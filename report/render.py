@@ -15,6 +15,7 @@ from transferlab.metrics import mcnemar_p
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results: rendered by `make report` -->", "<!-- end of results -->"
+BENCHMARKS = ("views", "engine", "findings", "domain_gap", "peers", "roofline", "scaling")
 MODELS = {"01": ["resnet50"], "02": ["densenet121"], "03": ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]}
 
 
@@ -65,7 +66,7 @@ def load_context():
     if resnet["split_hash"] != densenet["split_hash"] or resnet["data_digest"] != densenet["data_digest"]:
         sys.exit("error: resnet50 and densenet121 were not run on the same split: publish 01 and 02 together")
     figures = {f"{notebook}/{kind}": path for (notebook, kind), path in named.items()}
-    benchmarks = {name: read_benchmark(named, name) for name in ("views", "engine")}
+    benchmarks = {name: read_benchmark(named, name) for name in BENCHMARKS}
     majority = max(map(resnet["val_labels"].count, range(len(resnet["classes"])))) / resnet["n_val"]
     helpers = {"count": count_text, "median": median, "majority": majority}
     return {"runs": runs, "figures": figures, **helpers, **benchmarks, **paired(resnet, densenet)}

@@ -5,6 +5,7 @@ for a CPU: one head, or one stack of small heads, a thread; gradients written ou
 while its gradient still lies in the cache. What only a reader of curves needs (the clean training accuracy) is left out.
 """
 
+import math
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -57,10 +58,18 @@ def times(x, weight):
     return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
 
 
-def gradient(delta, x):
-    """delta [H, b, C] (loss by logits) and x as in `times` -> the loss by weight [H, C, D]."""
+def take(room, *shape):
+    """The beginning of `room`, a flat tensor, in this shape. In fresh memory, which the system hands out page by page, writing
+    takes several times as long."""
+    return room[: math.prod(shape)].view(shape)
+
+
+def gradient(delta, x, room):
+    """delta [H, b, C] (loss by logits) and x as in `times` -> the loss by weight [H, C, D], written into `room`."""
     turned = delta.transpose(1, 2)
-    return (turned.flatten(0, 1) @ x[0]).unflatten(0, turned.shape[:2]) if len(x) == 1 else torch.bmm(turned, x)
+    if len(x) == 1:
+        return torch.mm(turned.flatten(0, 1), x[0], out=take(room, turned[..., 0].numel(), x.shape[2])).unflatten(0, turned.shape[:2])
+    return torch.bmm(turned, x, out=take(room, *turned.shape[:2], x.shape[2]))
 
 
 def stack_logits(x, weights, masks=1):
@@ -78,8 +87,9 @@ def smooth_targets(labels, smoothing, logits):
 def adam_step(weight, moments, slope, count, lr, weight_decay):
     """Adam on weight [H, ...], its two moments and its gradient, in place; lr, weight_decay: [H, 1, 1], one for each head."""
     first, rest = float(lr[0]), float(weight_decay[0])
+    alike = bool((lr == first).all() and (weight_decay == rest).all())
     options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": False, "fused": True}
-    if len(weight) == 1:
+    if alike:
         adam([weight], [slope], *([m] for m in moments), [], [torch.tensor(count - 1.0)], lr=first, weight_decay=rest, **options)
         return
     change = torch.zeros_like(weight)  # Adam knows one rate: it is given 1, and each head's own is put in afterwards
@@ -88,10 +98,10 @@ def adam_step(weight, moments, slope, count, lr, weight_decay):
     weight.addcmul_(change, lr)
 
 
-def step(weights, moments, count, x, y, masks, smoothing, rates):
+def step(weights, moments, count, x, y, masks, smoothing, rates, room):
     """One Adam step of H stacked heads on x [H, b, D] (or one for all), y [H, b]; changes `weights` and `moments`.
 
-    `rates`: lr and weight decay, [H, 1, 1] each. Returns the heads' loss [H] and number of correct images [H].
+    `rates`: lr and weight decay, [H, 1, 1] each; `room`: for gradients. Returns the heads' loss [H] and number of correct images [H].
     """
     logits, inner = stack_logits(x, weights, masks)
     targets, log_probabilities = smooth_targets(y, smoothing, logits), logits.log_softmax(2)
@@ -100,23 +110,23 @@ def step(weights, moments, count, x, y, masks, smoothing, rates):
     delta = (log_probabilities.exp_() - targets).div_(y.shape[1])
     if len(weights) == 4:  # back through the last layer, before it changes
         back = torch.bmm(delta, weights[2]).mul_(masks).mul_(inner > 0)
-        adam_step(weights[2], moments[2], gradient(delta, inner), count, *rates)
+        adam_step(weights[2], moments[2], gradient(delta, inner, room), count, *rates)
         adam_step(weights[3], moments[3], delta.sum(1, keepdim=True), count, *rates)
         delta = back
     width = delta.shape[2] if len(weights[0]) > 1 else PIECE
     for start in range(0, delta.shape[2], width):  # the gradient of a piece is used while it lies in the cache
         part = slice(start, start + width)
-        slope = gradient(delta[:, :, part], x)
+        slope = gradient(delta[:, :, part], x, room)
         adam_step(weights[0][:, part], [moment[:, part] for moment in moments[0]], slope, count, *rates)
     adam_step(weights[1], moments[1], delta.sum(1, keepdim=True), count, *rates)
     return loss, correct
 
 
-def gather(views, rows):
-    """The rows [H, b] of each head's view [N, D] -> [H, b, D]; [1, b, D] where all heads see the same."""
+def gather(views, rows, room):
+    """The rows [H, b] of each head's view [N, D] -> [H, b, D], written into `room`; [1, b, D] where all heads see the same."""
     if len({view.data_ptr() for view in views}) == 1 and bool((rows == rows[0]).all()):  # one piece of memory, one order
         return views[0].index_select(0, rows[0])[None]
-    x = views[0].new_empty(*rows.shape, views[0].shape[1])
+    x = take(room, *rows.shape, views[0].shape[1])
     for view, chosen, place in zip(views, rows, x):
         torch.index_select(view, 0, chosen, out=place)
     return x
@@ -126,7 +136,8 @@ def held_out(jobs, labels):
     """What each epoch is scored on: {"val": (features [H, M, D] or one for all, labels [H, M])}, and "test" where jobs have it."""
     indices = {"val": [job.val_index for job in jobs], "test": [job.test_index for job in jobs if job.test_index is not None]}
     stacked = {part: torch.stack(chosen) for part, chosen in indices.items() if chosen}
-    return {part: (gather([job.val_x for job in jobs], rows), labels[rows]) for part, rows in stacked.items()}
+    clean, width = [job.val_x for job in jobs], jobs[0].val_x.shape[1]
+    return {part: (gather(clean, rows, clean[0].new_empty(rows.numel() * width)), labels[rows]) for part, rows in stacked.items()}
 
 
 def score(weights, x, y):
@@ -149,6 +160,8 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
     held = held_out(jobs, labels)
     histories, best, states = [[] for _ in jobs], [None] * len(jobs), [[weight[0].clone() for weight in weights] for _ in jobs]
     active, count, n = list(range(len(jobs))), 0, len(jobs[0].train_index)
+    room = weights[0].new_empty(len(jobs) * min(batch_size, n) * weights[0].shape[2])
+    slopes = weights[0].new_empty(max(tensor.numel() for tensor in weights))
     for epoch in range(epochs):
         with lock:
             views = [jobs[i].view_of(epoch) for i in active]
@@ -156,9 +169,9 @@ def train_stack(heads, jobs, labels, *, epochs, batch_size, lock):
         losses, corrects = torch.zeros(len(active), dtype=torch.float64), torch.zeros(len(active), dtype=torch.int64)
         for batch in rows.split(batch_size, dim=1):
             count += 1
-            x, shape = gather(views, batch), (batch.shape[1], weights[0].shape[1])
+            x, shape = gather(views, batch, room), (batch.shape[1], weights[0].shape[1])
             masks = dropout_masks(shape, [dropout[i] for i in active], [masks_from[i] for i in active], x) if len(weights) == 4 else 1
-            loss, correct = step(weights, moments, count, x, labels[batch], masks, rates[2], rates[:2])
+            loss, correct = step(weights, moments, count, x, labels[batch], masks, rates[2], rates[:2], slopes)
             losses, corrects = losses + loss * batch.shape[1], corrects + correct
         scores = {"train": ((losses / n).tolist(), (corrects / n).tolist())}
         scores |= {part: score(weights, *features) for part, features in held.items()}

@@ -90,3 +90,22 @@ def images_needed(n, detectable, difference):
     error falls with the square root of their number.
     """
     return int(np.ceil(n * (detectable / difference) ** 2))
+
+
+def debiased_cka(x, y):
+    """Debiased linear CKA of two sets of features [N, D], [N, E] of the same images, N > 3: 1 for the same up to rotation and
+    scale, 0 on average for unrelated ones, which the plain one is not where N is small (Kornblith et al. 2019, ICML, section 3;
+    unbiased as in Song et al. 2012, JMLR 13, p. 1399).
+    """
+    def centred(features):
+        gram = np.asarray(features, np.float64) @ np.asarray(features, np.float64).T
+        n = len(gram)
+        np.fill_diagonal(gram, 0)
+        means = gram.sum(1) / (n - 2)
+        means -= means.sum() / (2 * (n - 1))
+        gram -= means[:, None] + means
+        np.fill_diagonal(gram, 0)
+        return gram
+
+    x, y = centred(x), centred(y)
+    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
