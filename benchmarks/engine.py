@@ -117,7 +117,7 @@ def do_nothing():
 
 
 def measure_round(data, weights):
-    """One round -> {quantity: (value, numerator's seconds, denominator's seconds)}, and where the weights come from."""
+    """One round -> {quantity: (value, numerator's seconds, denominator's seconds)}, and its `WeightsInfo`."""
     study = make_study(data)
     with tempfile.TemporaryDirectory() as folder:
         frozen, views, heads = time_run(study, weights, folder)
@@ -133,7 +133,7 @@ def measure_round(data, weights):
     ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
     calls = {"memory_mb": ("run_once", data, weights), "memory_imports_mb": ("do_nothing",)}
     memory = {name: (in_fresh_process(f"benchmarks.engine.{call}", *given)[1], None, None) for name, (call, *given) in calls.items()}
-    return ratios | memory, frozen.info.source
+    return ratios | memory, frozen.info
 
 
 def main(arguments=None):
@@ -147,13 +147,14 @@ def main(arguments=None):
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(options.rounds):
-        measured, source = measure_round(options.data, options.weights)
+        measured, weights = measure_round(options.data, options.weights)
         for name, (value, above, below) in measured.items():
             rows.append({"quantity": name, "round": number, "value": value, "seconds": above, "seconds_reference": below})
             print({key: round(entry, 4) if isinstance(entry, float) else entry for key, entry in rows[-1].items()}, flush=True)
     table, stamp = pd.DataFrame(rows), new_stamp(options.out)
     print(table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f"))
-    info = json.dumps(machine() | {"data": "manga_facial_expressions", "rounds": options.rounds, "weights": source}, indent=1)
+    described = {"data": "manga_facial_expressions", "rounds": options.rounds, "weights": {weights.name: weights._asdict()}}
+    info = json.dumps(machine() | described, indent=1)
     write_new(folder / f"engine_{stamp}.csv", lambda path: table.to_csv(path, index=False))
     write_new(folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8"))
     return 0

@@ -1,96 +1,57 @@
-"""Renders experiment_report.md, and the results in README.md, from the runs that report/runs.toml names (`make report`)."""
+"""Renders experiment_report.md, the results in README.md and the overview figure from the files that report/runs.toml names
+(`make report`). It refuses a sentence that ranks without a test, and one that hides that a run measures no transfer."""
 
 import hashlib
-import json
+import re
 import sys
-import tomllib
-from pathlib import Path
-from statistics import median
 
 import jinja2
-import pandas as pd
-import torch
+from overview import draw_overview
+from PIL import Image
+from sources import ROOT, load_context
+from typed import FILTERS, fail, points, proportion
 
-from transferlab.metrics import mcnemar_p
-
-ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results: rendered by `make report` -->", "<!-- end of results -->"
-BENCHMARKS = ("views", "engine", "findings", "domain_gap", "peers", "roofline", "scaling")
-MODELS = {"01": ["resnet50"], "02": ["densenet121"], "03": ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]}
+OVERVIEW = "img/report_overview.png"
+# A sentence that ranks: it must be one that `rank` has made from a test's verdict.
+RANKS = re.compile(r"보다[^.|]*(정확|낫|나은|나았|높|앞서|앞섰|뛰어|많이 맞)|better|more accurate")
 
 
-def read_named_files():
-    """{(notebook, "summary/resnet50" or "img/resnet50_combined"): path relative to the repository} of report/runs.toml.
-
-    Raises:
-        SystemExit: a named file is missing or has changed since it was published.
-    """
-    named = {}
-    for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
-        path = ROOT / entry["path"]
-        if not path.is_file():
-            sys.exit(f"error: {entry['path']} is named in report/runs.toml and missing: run `make publish`")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-            sys.exit(f"error: {entry['path']} has changed since it was published: restore it or run `make publish`")
-        stem = path.stem[: -len("_YYYYmmdd_HHMMSS")]
-        kind = f"summary/{stem.removesuffix('_summary')}" if stem.endswith("_summary") else f"{path.parent.name}/{stem}"
-        named[entry["notebook"], kind] = entry["path"]
-    return named
+def rank(row):
+    """A pair of a comparison as a sentence: which is more accurate where the test says so, else that they cannot be told apart."""
+    difference = f"{points(row['difference'])} %p [{points(row['low'])}, {points(row['high'])}]"
+    if row["verdict"] == "indistinguishable":
+        return f"{row['model_a']}과 {row['model_b']}: {difference}, **구별할 수 없습니다**"
+    better, worse = (row[name] for name in (("model_a", "model_b") if row["difference"] > 0 else ("model_b", "model_a")))
+    if row["verdict"] != f"{better} better" or row["low"] <= 0 <= row["high"]:
+        fail(f"the verdict {row['verdict']!r} does not follow from {difference}")
+    return f"{row['model_a']}에서 {row['model_b']}을 빼면 {difference}이므로 {better} 체크포인트가 {worse} 체크포인트보다 정확합니다"
 
 
-def count_text(proportion, n):
-    """A proportion of n images as "41.5 % (66/159)".
+def check_rankings(text, allowed):
+    """Every sentence of the rendered text that ranks is one that a test's verdict has made.
 
     Raises:
-        SystemExit: it is not k/n of that n, so it is not what it claims to be.
+        SystemExit: one is not.
     """
-    k = round(proportion * n)
-    if abs(k / n - proportion) > 1e-9:
-        sys.exit(f"error: {proportion} is no proportion of {n} images")
-    return f"{100 * proportion:.1f} % ({k}/{n})"
+    for sentence in re.split(r"(?<=\.)\s|\n|\|", text):
+        if RANKS.search(sentence) and not any(one in sentence or sentence.strip() in one for one in allowed):
+            fail(f'this sentence ranks without a test: "{sentence.strip()[:120]}"')
 
 
-def load_context():
-    """All that the templates may speak of: the runs in reading order, figures by name, helpers that check what they format."""
-    named = read_named_files()
-    runs = {}
-    for notebook, models in MODELS.items():
-        for model in models:
-            summary = json.loads((ROOT / named[notebook, f"summary/{model}"]).read_text(encoding="utf-8"))
-            if not summary["data_digest"] or not summary["weights"]["sha256"]:
-                sys.exit(f"error: the run of {model} does not say on which data and weights it was made")
-            if summary["frozen_hash_before"] != summary["frozen_hash_after"]:
-                sys.exit(f"error: the frozen part of {model} changed while its head was trained")
-            runs[model] = summary | {"path": named[notebook, f"summary/{model}"], "seconds": sum(summary["timings"].values())}
-    resnet, densenet = runs["resnet50"], runs["densenet121"]
-    if resnet["split_hash"] != densenet["split_hash"] or resnet["data_digest"] != densenet["data_digest"]:
-        sys.exit("error: resnet50 and densenet121 were not run on the same split: publish 01 and 02 together")
-    figures = {f"{notebook}/{kind}": path for (notebook, kind), path in named.items()}
-    benchmarks = {name: read_benchmark(named, name) for name in BENCHMARKS}
-    majority = max(map(resnet["val_labels"].count, range(len(resnet["classes"])))) / resnet["n_val"]
-    helpers = {"count": count_text, "median": median, "majority": majority}
-    return {"runs": runs, "figures": figures, **helpers, **benchmarks, **paired(resnet, densenet)}
+def check_disclosed(text, runs):
+    """A line that gives the accuracy of a run with random weights or on drawn pictures says so.
 
-
-def read_benchmark(named, name):
-    """A named benchmark: its .json (machine, versions, weights), its table's "rows" and "path"; None where none is named."""
-    if (name, f"benchmarks/{name}") not in named:
-        return None
-    stem = ROOT / named[name, f"benchmarks/{name}"]
-    described = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-    table = pd.read_csv(stem.with_suffix(".csv"))
-    return described | {"rows": table.to_dict("records"), "path": str(stem.with_suffix(".csv").relative_to(ROOT))}
-
-
-def paired(resnet, densenet):
-    """Exact McNemar of the two on the same validation images; the labels are those that each summary stores."""
-    labels = torch.tensor(resnet["val_labels"])
-    right = [torch.tensor(run["val_predictions"]) == labels for run in (resnet, densenet)]
-    return {
-        "mcnemar": mcnemar_p(*right),
-        "only_resnet": int((right[0] & ~right[1]).sum()),
-        "only_densenet": int((right[1] & ~right[0]).sum()),
-    }
+    Raises:
+        SystemExit: one does not.
+    """
+    marks = {"random": ("random", "무작위"), "synthetic": ("synthetic", "그린 그림")}
+    for run in runs.values():
+        needed = [marks["random"]] * (run["weights"]["kind"] == "random") + [marks["synthetic"]] * run["synthetic"]
+        shown = proportion(run["best"]["val_acc"], run["n_val"])
+        for line in text.splitlines():
+            if shown in line and run["model"] in line and not all(any(word in line for word in words) for words in needed):
+                fail(f'{run["model"]} measures no transfer and this line does not say so: "{line[:120]}"')
 
 
 def render():
@@ -99,14 +60,36 @@ def render():
         loader=jinja2.FileSystemLoader(ROOT / "report"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    context = load_context()
+    environment.filters |= {function.__name__: function for function in FILTERS}
+    context, ranked = load_context(), []
+
+    def recorded(row):
+        ranked.append(rank(row))
+        return ranked[-1]
+
+    def claim(text):  # of the study's findings: stands in a table beside its verdict
+        ranked.append(text)
+        return text
+
+    context |= {"rank": recorded, "claim": claim, "overview": OVERVIEW}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    results = environment.get_template("readme_results.md.j2").render(context)
-    return {
-        ROOT / "experiment_report.md": environment.get_template("report.md.j2").render(context),
-        ROOT / "README.md": f"{before}{BEGIN}\n{results}{END}{after}",
-    }
+    texts = [environment.get_template(name).render(context) for name in ("report.md.j2", "readme_results.md.j2")]
+    for text in texts:
+        check_rankings(text, ranked)
+        check_disclosed(text, context["runs"])
+    return {ROOT / "experiment_report.md": texts[0], ROOT / "README.md": f"{before}{BEGIN}\n{texts[1]}{END}{after}"}
+
+
+def overview_source():
+    """What the overview figure is drawn from: the SHA-256 of report/runs.toml, which holds those of all files."""
+    return hashlib.sha256((ROOT / "report/runs.toml").read_bytes()).hexdigest()
+
+
+def drawn_source():
+    """What the overview figure that lies there was drawn from, as it says itself; None where there is none."""
+    path = ROOT / OVERVIEW
+    return Image.open(path).info.get("Source") if path.is_file() else None
 
 
 def main():
@@ -114,6 +97,9 @@ def main():
     for path, text in render().items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"rendered {path.relative_to(ROOT)}")
+    if drawn_source() != overview_source():
+        draw_overview(load_context()).savefig(ROOT / OVERVIEW, dpi=120, metadata={"Source": overview_source()})
+        print(f"drawn {OVERVIEW}: git add --force it")
     return 0
 
 

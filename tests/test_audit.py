@@ -116,7 +116,8 @@ def test_what_is_written_and_printed(planted):
     assert list(table.columns[:5]) == ["kind", "path", "other_path", "score", "serious"]
     assert set(table["kind"]) <= set(FINDING_KINDS) and table["score"].between(-1, 1).all()
     names = {path.name.rsplit("_", 2)[0] for place in ("result", "img") for path in (out / place).iterdir()}
-    assert {"audit_findings", "audit_leak", "audit"} <= names <= {"audit_findings", "audit_leak", "audit", "audit_labels"}
+    always = {"audit_findings", "audit_leak", "audit_summary", "audit"}
+    assert always <= names <= {*always, "audit_labels"}
     assert "! insects/train/ants/000.png = insects/train/bees/other class.png: same bytes, across classes (ants, bees)" in text
     assert "synthetic" in text and "random weights" in text and "Serious (marked !): unreadable 2" in text
     (leaks,) = (out / "result").glob("audit_leak_*.csv")

@@ -86,6 +86,8 @@ def test_the_random_baseline_names_its_own_weights(image_folder, tmp_path, monke
     save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "weights" / "test_resnet.safetensors")
     arguments = ["compare", "--models", "test_resnet", "--data", str(image_folder), "--weights", str(tmp_path / "weights")]
     assert cli.main([*arguments, "--folds", "4", "--repeats", "1", "--views", "1", "--out", str(tmp_path), "--cache-dir", ""]) == 0
+    pairs = pd.read_csv(next(tmp_path.glob("result/compare_pairs_*.csv")))
+    assert pairs.empty and "verdict" in pairs  # of one model there are none, and the table says so
     weights = pd.read_csv(next(tmp_path.glob("result/compare_metrics_*.csv"))).set_index("model").weights
     assert "random" in weights["test_resnet, random initialisation"]
     assert weights["test_resnet"] == weights["test_resnet, k-NN"] == "file test_resnet.safetensors"

@@ -1,18 +1,35 @@
-"""The report is what its runs say: rendered again byte for byte, and refused where a file has been touched."""
+"""The report is what its runs say: rendered again byte for byte, refused where a file, a number or a sentence is wrong."""
 
+import copy
+import hashlib
+import json
+import math
+import re
+import shutil
 import sys
+import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "report"))
-import render  # noqa: E402 - a script beside its templates, not a package
+sys.path[:0] = [str(ROOT / "report"), str(ROOT / "tools")]
+import publish  # noqa: E402 - scripts beside what they work on, not a package
+import render  # noqa: E402
+import sources  # noqa: E402
+import typed  # noqa: E402
+
+
+@pytest.fixture
+def context():
+    return sources.load_context()
 
 
 def test_rendered_again_it_is_the_same():
     for path, text in render.render().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make report`"
+    assert render.drawn_source() == render.overview_source(), "the overview figure is stale: run `make report`"
 
 
 def test_a_touched_result_is_refused(tmp_path, monkeypatch):
@@ -20,27 +37,154 @@ def test_a_touched_result_is_refused(tmp_path, monkeypatch):
     (tmp_path / "result").mkdir()
     named = tmp_path / "result/resnet50_summary_20260101_000000.json"
     named.write_text('{"best": 0.41}')
-    digest = "0" * 64
-    runs = f'[[files]]\nnotebook = "01"\npath = "result/{named.name}"\nsha256 = "{digest}"\n'
+    runs = f'[[files]]\nnotebook = "01"\npath = "result/{named.name}"\nsha256 = "{"0" * 64}"\n'
     (tmp_path / "report/runs.toml").write_text(runs)
-    monkeypatch.setattr(render, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
     with pytest.raises(SystemExit, match="has changed since it was published"):
-        render.read_named_files()
+        sources.read_named_files()
     named.unlink()
     with pytest.raises(SystemExit, match="missing"):
-        render.read_named_files()
+        sources.read_named_files()
 
 
-def test_a_proportion_must_be_a_count():
-    assert render.count_text(64 / 159, 159) == "40.3 % (64/159)"
+def test_numbers_are_what_they_claim_to_be():
+    assert typed.proportion(64 / 159, 159) == "40.3 % (64/159)"
+    assert typed.mean(0.34549) == "34.5 %" and typed.interval((0.1, 0.25)) == "10.0–25.0 %"
+    assert typed.points(-0.0123) == "-1.2" and typed.score(0.2273) == "0.227" and typed.signed(1.5) == "+1.500"
+    assert typed.ratio(0.712) == "0.71" and typed.ratio(0.00032) == "0.00032" and typed.exact(0.001) == "0.001"
+    assert typed.seconds(231.4) == "231" and typed.amount(1289.7) == "1,290" and typed.count(7482247.0) == "7,482,247"
     with pytest.raises(SystemExit, match="no proportion of 159"):
-        render.count_text(0.4312, 159)
+        typed.proportion(0.4312, 159)
+    for function in typed.FILTERS:
+        arguments = (159,) if function is typed.proportion else ()
+        for wrong in (math.nan, math.inf, "0.4", None, True):
+            with pytest.raises(SystemExit, match="is no number"):
+                function((wrong, wrong) if function is typed.interval else wrong, *arguments)
+    for function, wrong in ((typed.mean, 43.1), (typed.score, -0.1), (typed.seconds, -1.0), (typed.points, 2.0)):
+        with pytest.raises(SystemExit, match="is no number"):
+            function(wrong)
+    with pytest.raises(SystemExit, match="no count"):
+        typed.count(2.5)
+    with pytest.raises(SystemExit, match="is no number"):
+        typed.interval((0.5, 0.4))
+
+
+# What may stand as a digit in the templates' own text: definitions of the method, names, years. No result is among them.
+DEFINITIONS = [
+    "95 ?%", "20%", "SHA-256", "ResNet50", "DenseNet121", r"EfficientNet-(Lite0|B0|B3)", "Nadeau·Bengio 2003", "You 외 2021",
+    "macro-F1", "K [=+] 1", r"5겹( × 5번| 교차 검증)?", r"30(에포크|벌)", "4에포크", r"뷰 (1|4|30)벌", "96 px", "−1%포인트", "0\\.02",
+    r"시드 (0–9|10–19)", "1, 2, 3, 5 %p", "5에포크|5번", "15 %", "헤드 100개", "300에포크", "0의 한쪽", "1입니다", "1이면", "B[03]",
+    r"^\d\. ",
+]
+
+
+@pytest.mark.parametrize("name", ["report.md.j2", "readme_results.md.j2"])
+def test_no_number_is_written_by_hand(name):
+    """Outside of expressions and commands a template holds no digit but those of definitions, and no number skips its type."""
+    text = (ROOT / "report" / name).read_text(encoding="utf-8")
+    shown = [expression for expression in re.findall(r"{{(.*?)}}", text, re.DOTALL)]
+    assert not [one for one in shown if "format(" in one]
+    text = re.sub(r"{{.*?}}|{%.*?%}|`[^`]*`|<!--.*?-->", "", text, flags=re.DOTALL)
+    for pattern in DEFINITIONS:
+        text = re.sub(pattern, "", text, flags=re.MULTILINE)
+    assert not [line.strip() for line in text.splitlines() if re.search(r"\d", line)]
+
+
+def test_a_ranking_without_a_test_is_refused(context):
+    for sentence in (
+        "DenseNet121이 ResNet50보다 정확합니다.", "B3는 B0보다 4 %p 높습니다.", "나머지보다 낫습니다.", "It is better.",
+    ):
+        with pytest.raises(SystemExit, match="ranks without a test"):
+            render.check_rankings(f"앞 문장입니다. {sentence} 뒤 문장입니다.", [])
+    pair = {"model_a": "a", "model_b": "b", "difference": 0.05, "low": 0.01, "high": 0.09, "verdict": "a better"}
+    assert "a 체크포인트가 b 체크포인트보다 정확합니다" in render.rank(pair)
+    render.check_rankings(f"앞 문장입니다. {render.rank(pair)}.", [render.rank(pair)])
+    undecided = pair | {"low": -0.01, "verdict": "indistinguishable"}
+    assert "구별할 수 없습니다" in render.rank(undecided) and not render.RANKS.search(render.rank(undecided))
+    for wrong in ({"low": -0.01}, {"verdict": "b better"}):
+        with pytest.raises(SystemExit, match="does not follow"):
+            render.rank(pair | wrong)
+
+
+def test_a_run_that_measures_no_transfer_is_named_as_such(context):
+    run = next(run for run in context["runs"].values() if run["weights"]["kind"] == "random")
+    line = f"{run['model']}: {typed.proportion(run['best']['val_acc'], run['n_val'])}"
+    render.check_disclosed(line + " (무작위 초기화)", context["runs"])
+    with pytest.raises(SystemExit, match="does not say so"):
+        render.check_disclosed(line, context["runs"])
+    with pytest.raises(SystemExit, match="does not say so"):
+        render.check_disclosed(line + " (무작위 초기화)", {"x": run | {"synthetic": True}})
+
+
+def test_a_summary_that_its_predictions_contradict_is_refused(context):
+    run = context["runs"]["resnet50"]
+    history = pd.read_csv(ROOT / run["path"].replace("_summary_", "_results_").replace(".json", ".csv"))
+    assert sources.disagreements(run, history) == []
+    changed = copy.deepcopy(run)
+    changed["best"]["val_acc"] = 64 / 159
+    assert sources.disagreements(changed, history) == ["accuracy"]
+    assert sources.disagreements(run | {"macro_f1": 0.4}, history) == ["macro_f1"]
+    flipped = run | {"val_predictions": run["val_labels"]}
+    assert {"accuracy", "curve", "macro_f1"} <= set(sources.disagreements(flipped, history))
 
 
 def test_named_files_and_figures_exist():
-    for kind, path in render.read_named_files().items():
+    for kind, path in sources.read_named_files().items():
         assert (ROOT / path).is_file(), kind
     for name in ("README.md", "experiment_report.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         shown = [part.split(")")[0] for part in text.split("](")[1:] if part.startswith("img/")]
         assert shown and all((ROOT / path).is_file() for path in shown)
+
+
+@pytest.fixture
+def other_weights(tmp_path, monkeypatch):
+    """The repository as `make publish` would leave it with other weights: the same runs, all said to come from them."""
+    shutil.copytree(ROOT / "report", tmp_path / "report")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    files = {}
+    for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
+        path = tmp_path / entry["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / entry["path"], path)
+        if path.stem.split("_20")[0].endswith("_summary") and entry["notebook"] in sources.MODELS:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            summary["weights"] |= {"source": "weights of another kind", "kind": "file", "sha256": "f" * 64}
+            path.write_text(json.dumps(summary), encoding="utf-8")
+        files.setdefault(entry["notebook"], []).append(path)
+    for module in (sources, render, publish):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "RUNS", tmp_path / "report/runs.toml")
+    return files
+
+
+def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights):
+    outdated = publish.drop_outdated(other_weights)
+    assert {"views", "engine"} <= set(outdated) and not set(outdated) & set(sources.MODELS)
+    publish.write_runs(other_weights)
+    for path, text in render.render().items():
+        if path.name == "README.md":
+            text = text.split(render.BEGIN)[1].split(render.END)[0]
+        assert "weights of another kind" in text
+        assert not re.search("Tiny ImageNet|Apache|PyPI|대체물", text)
+
+
+def test_benchmarks_with_the_same_weights_stay_named():
+    files = publish.read_runs()
+    assert publish.drop_outdated(dict(files)) == []
+
+
+def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
+    (tmp_path / "result").mkdir()
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    for part, text in (("summary", '{"data": "insects"}'), ("metrics", "model\n")):
+        (tmp_path / f"result/compare_{part}_20260101_000000.{'json' if part == 'summary' else 'csv'}").write_text(text)
+    name, files = publish.name_benchmark("compare_20260101_000000")
+    assert name == "compare/insects" and len(files) == 2
+    with pytest.raises(publish.UserError, match="no files of views_20260101_000000"):
+        publish.name_benchmark("views_20260101_000000")
+
+
+def test_the_hash_of_every_named_file_is_its_own():
+    for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
+        assert hashlib.sha256((ROOT / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]

@@ -3,13 +3,15 @@
     python tools/publish.py --data DIR --weights DIR [--only 01]
     python tools/publish.py --benchmark views_20260101_120000
 
-The second form names the files that a benchmark wrote under that name and stamp. Pictures of a dataset never enter a
+The second form names the files that a benchmark, `transferlab compare` or `transferlab audit` wrote under that name and stamp. After
+the notebooks, what was measured with other weights than theirs is named no longer. Pictures of a dataset never enter a
 committed notebook: cells tagged `shows-images` get the output of a second run on drawn pictures, which ends at the last such
 cell. Result files of runs that are no longer named are deleted.
 """
 
 import argparse
 import hashlib
+import json
 import sys
 import tempfile
 import tomllib
@@ -54,16 +56,49 @@ def publish_notebook(number, data, weights, cache_dir):
 
 
 def name_benchmark(name):
-    """A benchmark's name and its files, by name and stamp: result/benchmarks/NAME*_STAMP.* and img/NAME_STAMP.png.
+    """A benchmark's name and its files, by name and stamp: result/benchmarks/NAME*_STAMP.* and img/NAME_STAMP.png. A comparison
+    or an audit has its files in result/ and is named with its dataset: compare/hymenoptera_data.
 
     Raises:
         UserError: it wrote none.
     """
-    kind, _, stamp = name.partition("_")
-    files = [*(ROOT / "result/benchmarks").glob(f"{kind}*_{stamp}.*"), *(ROOT / "img").glob(f"{name}.png")]
+    kind, stamp = name[: -len("_YYYYmmdd_HHMMSS")], name[-len("YYYYmmdd_HHMMSS"):]
+    place = ROOT / ("result" if kind in ("compare", "audit") else "result/benchmarks")
+    files = [*place.glob(f"{kind}*_{stamp}.*"), *(ROOT / "img").glob(f"{name}.png")]
     if not files:
-        raise UserError(f"no files of {name} in result/benchmarks: give the name and stamp of a finished benchmark")
+        raise UserError(f"no files of {name} in {place.relative_to(ROOT)}: give the name and stamp of what has finished")
+    if kind in ("compare", "audit"):
+        kind += "/" + json.loads((place / f"{kind}_summary_{stamp}.json").read_text(encoding="utf-8"))["data"]
     return kind, sorted(files)
+
+
+def weights_of(files):
+    """{backbone: its weights' hash, or their description} of the benchmarks among `files`; "" where one names no backbone."""
+    found = {}
+    for path in (path for path in files if path.suffix == ".json"):
+        described = json.loads(path.read_text(encoding="utf-8"))
+        weights = described.get("weights", {})
+        weights = weights if isinstance(weights, dict) else {"": weights}
+        found |= {name: info["sha256"] if isinstance(info, dict) else info for name, info in weights.items()}
+    return found
+
+
+def drop_outdated(files):
+    """Of {notebook or benchmark: its files} those benchmarks that were measured with weights unlike the notebooks' -> their names.
+
+    Their weights' hashes tell, or where an older one has only kept a description, that.
+    """
+    paths = [path for number in NOTEBOOKS for path in files.get(number, []) if path.suffix == ".json"]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    current = {run["model"]: {run["weights"]["sha256"], run["weights"]["source"]} for run in runs}
+    current[""] = set().union(*current.values())
+    outdated = [
+        name for name, named in files.items() if name not in NOTEBOOKS
+        and any(told not in current.get(model, {told}) for model, told in weights_of(named).items())
+    ]
+    for name in outdated:
+        del files[name]
+    return outdated
 
 
 def write_runs(files):
@@ -108,6 +143,9 @@ def main():
             write_runs(files)
             for path in set(old) - {kept for named in files.values() for kept in named}:
                 path.unlink(missing_ok=True)
+        if outdated := drop_outdated(files):
+            write_runs(files)
+            print(f"no longer named, since it was measured with other weights: {', '.join(outdated)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

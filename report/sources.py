@@ -1,0 +1,164 @@
+"""What the report is made from: the files that report/runs.toml names, each checked against what it was itself made from."""
+
+import hashlib
+import json
+import math
+import tomllib
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from typed import fail
+
+from transferlab.metrics import accuracy_interval, mcnemar_p
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = {"01": ["resnet50"], "02": ["densenet121"], "03": ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]}
+BENCHMARKS = ("views", "engine", "findings", "domain_gap", "peers", "roofline", "scaling")
+DATASETS = {"faces": "manga_facial_expressions", "insects": "hymenoptera_data"}
+
+
+def read_named_files():
+    """{(notebook or benchmark, "summary/resnet50" or "img/resnet50_combined"): path relative to the repository} of runs.toml.
+
+    Raises:
+        SystemExit: a named file is missing or has changed since it was published.
+    """
+    named = {}
+    for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
+        path = ROOT / entry["path"]
+        if not path.is_file():
+            fail(f"{entry['path']} is named in report/runs.toml and missing: run `make publish`")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            fail(f"{entry['path']} has changed since it was published: restore it or run `make publish`")
+        stem = path.stem[: -len("_YYYYmmdd_HHMMSS")]
+        kind = f"summary/{stem.removesuffix('_summary')}" if stem.endswith("_summary") else f"{path.parent.name}/{stem}"
+        named[entry["notebook"], kind] = entry["path"]
+    return named
+
+
+def read_run(named, notebook, model):
+    """One run's summary, with `path` and `seconds`; checked against its own predictions, curves and figures.
+
+    Raises:
+        SystemExit: it does not say on which data and weights it was made, its frozen part changed, or its parts disagree.
+    """
+    path = named[notebook, f"summary/{model}"]
+    run = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    if not run["data_digest"] or not run["weights"]["sha256"]:
+        fail(f"the run of {model} does not say on which data and weights it was made")
+    if run["frozen_hash_before"] != run["frozen_hash_after"]:
+        fail(f"the frozen part of {model} changed while its head was trained")
+    stamp, results = path[-len("YYYYmmdd_HHMMSS.json"):-len(".json")], named[notebook, f"result/{model}_results"]
+    others = [results] + [path for (place, kind), path in named.items() if place == notebook and kind.startswith(f"img/{model}_")]
+    if any(not Path(other).stem.endswith(stamp) for other in others):
+        fail(f"{path} and its curves and figures come from different runs: publish the notebook again")
+    wrong = disagreements(run, pd.read_csv(ROOT / results))
+    if wrong:
+        fail(f"{path} says otherwise than its predictions and curve: {', '.join(wrong)}")
+    return run | {"path": path, "seconds": sum(run["timings"].values()), "errors": describe_errors(run)}
+
+
+def disagreements(run, history):
+    """The names of what a run's summary says otherwise than its stored predictions and its curve (data frame) do."""
+    labels, predictions, best = run["val_labels"], run["val_predictions"], history.loc[history.val_loss.idxmin()]
+    accuracy = accuracy_score(labels, predictions)
+    low, high = accuracy_interval(round(accuracy * len(labels)), len(labels))
+    f1 = f1_score(labels, predictions, average="macro")
+    pairs = {
+        "accuracy": (run["best"]["val_acc"], accuracy), "curve": (best.val_acc, accuracy),
+        "epoch": (run["best"]["epoch"], best.epoch), "macro_f1": (run["macro_f1"], f1),
+        "low": (run["accuracy_interval"][0], low), "high": (run["accuracy_interval"][1], high), "images": (run["n_val"], len(labels)),
+    }
+    return [name for name, (told, found) in pairs.items() if abs(told - found) > 1e-6]
+
+
+def describe_errors(run):
+    """Where a run errs: recall by class, the pairs most often confused, the classes never predicted."""
+    true, guess = pd.Series(run["val_labels"]), pd.Series(run["val_predictions"])
+    classes, wrong = run["classes"], true != guess
+    pairs = [(classes[a], classes[b], int(n)) for (a, b), n in pd.crosstab(true[wrong], guess[wrong]).stack().items() if n]
+    return {
+        "recall": {name: (float((guess[true == i] == i).mean()), int((true == i).sum())) for i, name in enumerate(classes)},
+        "pairs": sorted(pairs, key=lambda pair: -pair[2])[:3],
+        "never": [name for i, name in enumerate(classes) if i not in set(guess)],
+    }
+
+
+def read_benchmark(named, name):
+    """A named benchmark: its .json (machine, versions, weights), its table's "rows" and "path"; None where none is named."""
+    if (name, f"benchmarks/{name}") not in named:
+        return None
+    stem = ROOT / named[name, f"benchmarks/{name}"]
+    described = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    rows = pd.read_csv(stem.with_suffix(".csv")).to_dict("records")
+    given = [{key: value for key, value in row.items() if value == value} for row in rows]  # without what a row leaves empty
+    return described | {"rows": given, "path": str(stem.with_suffix(".csv").relative_to(ROOT))}
+
+
+def read_comparison(named, data):
+    """A named comparison on one dataset: its summary with "metrics" and "pairs" (rows), recomputed from its predictions; or None.
+
+    Raises:
+        SystemExit: metrics or pairs do not follow from the predictions.
+    """
+    key = f"compare/{data}"
+    if (key, "summary/compare") not in named:
+        return None
+    described = json.loads((ROOT / named[key, "summary/compare"]).read_text(encoding="utf-8"))
+    parts = [pd.read_csv(ROOT / named[key, f"result/compare_{part}"]) for part in ("metrics", "pairs", "predictions")]
+    metrics, pairs, predictions = parts
+    accuracies = (predictions.label == predictions.predicted).groupby(predictions.model).mean()
+    for row in metrics.itertuples():
+        if abs(accuracies[row.model] - row.accuracy) > 1e-9:
+            fail(f"{row.model} on {data}: accuracy {row.accuracy} does not follow from its predictions")
+    for row in pairs.itertuples():
+        if abs(accuracies[row.model_a] - accuracies[row.model_b] - row.difference) > 0.01:  # folds differ in size by an image
+            fail(f"{row.model_a} less {row.model_b} on {data}: {row.difference} does not follow from their predictions")
+    path = named[key, "result/compare_metrics"]
+    return described | {"metrics": metrics.to_dict("records"), "pairs": pairs.to_dict("records"), "path": path}
+
+
+def read_audit(named, data):
+    """A named audit of one dataset: its summary and "path"; None where none is named."""
+    path = named.get((f"audit/{data}", "summary/audit"))
+    return json.loads((ROOT / path).read_text(encoding="utf-8")) | {"path": path} if path else None
+
+
+def read_published(runs):
+    """The study's published percentages: a list of rows with the nearest attainable counts, and our run of the same backbone."""
+    rows = tomllib.loads((ROOT / "report/published.toml").read_text(encoding="utf-8"))["figures"]
+    for row in rows:
+        decimals, value = len(row["percent"].split(".")[1]), float(row["percent"])
+        attained = [k for k in range(row["n"] + 1) if f"{100 * k / row['n']:.{decimals}f}" == row["percent"]]
+        below = math.floor(value * row["n"] / 100)
+        row |= {"k": attained[0] if attained else None, "near": [(below + i) / row["n"] for i in (0, 1)], "run": runs[row["model"]]}
+    return rows
+
+
+def paired(resnet, densenet):
+    """Exact McNemar of the two on the same validation images; the labels are those that each summary stores."""
+    if resnet["split_hash"] != densenet["split_hash"] or resnet["data_digest"] != densenet["data_digest"]:
+        fail("resnet50 and densenet121 were not run on the same split: publish 01 and 02 together")
+    labels = torch.tensor(resnet["val_labels"])
+    right = [torch.tensor(run["val_predictions"]) == labels for run in (resnet, densenet)]
+    return {
+        "mcnemar": mcnemar_p(*right), "only_resnet": int((right[0] & ~right[1]).sum()),
+        "only_densenet": int((right[1] & ~right[0]).sum()), "both_wrong": int((~right[0] & ~right[1]).sum()),
+    }
+
+
+def load_context():
+    """All that the templates may speak of: the runs in reading order, figures by name, benchmarks, comparisons, audits."""
+    named = read_named_files()
+    runs = {model: read_run(named, notebook, model) for notebook, models in MODELS.items() for model in models}
+    context = {name: read_benchmark(named, name) for name in BENCHMARKS}
+    context |= {f"compared_{short}": read_comparison(named, data) for short, data in DATASETS.items()}
+    context |= {f"audit_{short}": read_audit(named, data) for short, data in DATASETS.items()}
+    resnet = runs["resnet50"]
+    majority = max(map(resnet["val_labels"].count, range(len(resnet["classes"])))) / resnet["n_val"]
+    figures = {f"{notebook}/{kind}": path for (notebook, kind), path in named.items()}
+    context |= {"runs": runs, "figures": figures, "median": median, "majority": majority}
+    return context | paired(resnet, runs["densenet121"]) | {"published": read_published(runs)}
