@@ -169,6 +169,14 @@ def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights)
         assert not re.search("Tiny ImageNet|Apache|PyPI|대체물", text)
 
 
+def test_weights_are_found_however_a_file_tells_them(tmp_path):
+    told = {"name": "resnet50", "source": "s", "sha256": "a" * 64}
+    for number, weights in enumerate([{"resnet50": told}, told, {"resnet50": "s"}, "s"]):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"weights": weights}))
+    found = [publish.weights_of([tmp_path / f"{number}.json"]) for number in range(4)]
+    assert found == [{"resnet50": "a" * 64}] * 2 + [{"resnet50": "s"}, {"": "s"}]
+
+
 def test_benchmarks_with_the_same_weights_stay_named():
     files = publish.read_runs()
     assert publish.drop_outdated(dict(files)) == []

@@ -79,6 +79,7 @@ def weights_of(files):
         described = json.loads(path.read_text(encoding="utf-8"))
         weights = described.get("weights", {})
         weights = weights if isinstance(weights, dict) else {"": weights}
+        weights = {weights["name"]: weights} if "sha256" in weights else weights  # of one backbone alone
         found |= {name: info["sha256"] if isinstance(info, dict) else info for name, info in weights.items()}
     return found
 
