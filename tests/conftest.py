@@ -1,5 +1,9 @@
+import hashlib
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
 import matplotlib
 import pytest
 import torch
@@ -44,3 +48,37 @@ def study(image_folder):
     train, val = split_images(images, val_size=0.35, seed=1)
     settings = {"epochs": 4, "patience": 5, "batch_size": 4, "lr": 1e-2, "views": 2, "hidden": 8, "dropout": 0.5}
     return Study(images, views, {"train": train, "val": val}, view_blocks(images, views, seed=1), settings, 1)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in of the hub on 127.0.0.1 and an empty cache; `files` maps a path to its bytes."""
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            body = self.server.files.get(self.path)
+            self.send_response(200 if body else 404)
+            if body:
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            if self.command == "GET" and body:
+                self.wfile.write(body[: self.server.cut])
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.cut = {}, None
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    values = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    for name, value in values.items():  # older versions have their own copies of the constants in file_download
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(huggingface_hub.file_download, name, value, raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()

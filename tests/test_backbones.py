@@ -1,15 +1,11 @@
 """Backbones: parity with torchvision, weights loaded whole or not at all, the hub's stand-in, the cut."""
 
 import copy
-import hashlib
 import os
 import pickle
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import timm
 import torch
@@ -184,40 +180,6 @@ def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
 
 
 # --- the hub ----------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in of the hub on 127.0.0.1 and an empty cache; `files` maps a path to its bytes."""
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self):
-            body = self.server.files.get(self.path)
-            self.send_response(200 if body else 404)
-            if body:
-                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-                self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            if self.command == "GET" and body:
-                self.wfile.write(body[: self.server.cut])
-
-        do_GET = do_HEAD = answer
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.cut = {}, None
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    values = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "cache")}
-    for name, value in values.items():  # older versions have their own copies of the constants in file_download
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-        monkeypatch.setattr(huggingface_hub.file_download, name, value, raising=False)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_weights_come_from_the_hub_and_then_from_its_cache(hub, tiny_file):
