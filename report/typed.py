@@ -57,6 +57,11 @@ def signed(value):
     return f"{number(value):+.3f}"
 
 
+def tenths(value):
+    """A difference of counts, averaged, as "+10.8"."""
+    return f"{number(value):+.1f}"
+
+
 def ratio(value):
     """A ratio of two times, or a share, as "0.71"."""
     return f"{value:.2g}" if number(value, 0) < 0.1 else f"{value:.2f}"
@@ -84,4 +89,4 @@ def exact(value):
     return f"{number(value):g}"
 
 
-FILTERS = [exact, proportion, mean, interval, points, score, signed, ratio, seconds, amount, count]
+FILTERS = [exact, proportion, mean, interval, points, score, signed, tenths, ratio, seconds, amount, count]
