@@ -124,16 +124,14 @@ def tune_partly(data, dataset, name, cut, weights, epochs):
 
 
 def plot_gap(table, tuned, title):
-    """k-NN accuracy against LogME, a panel a dataset; the CKA matrices, before in rows, after in columns."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 9), layout="constrained")
+    """k-NN accuracies, a panel a dataset, LogME beside each; the CKA matrices, before in rows, after in columns."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
     for axis, dataset, colour in zip(axes[0], (FACES, INSECTS), (BLUE, ORANGE)):
-        part = table[table.dataset == dataset]
+        part = table[table.dataset == dataset].sort_values("knn_accuracy")
         errors = 100 * np.array([part.knn_accuracy - part.knn_low, part.knn_high - part.knn_accuracy])
-        axis.errorbar(part.logme, 100 * part.knn_accuracy, yerr=errors, fmt="o", color=colour)
-        for row in part.itertuples():
-            axis.annotate(row.model, (row.logme, 100 * row.knn_accuracy), xytext=(5, 3), textcoords="offset points", fontsize=7)
-        axis.set(xlabel="LogME", ylabel="k-NN accuracy (%), 95 % interval", title=dataset)
-        axis.margins(x=0.25)
+        axis.errorbar(100 * part.knn_accuracy, range(len(part)), xerr=errors, fmt="o", color=colour)
+        axis.set_yticks(range(len(part)), [f"{row.model}\nLogME {row.logme:+.2f}" for row in part.itertuples()], fontsize=8)
+        axis.set(xlabel="k-NN accuracy (%), 95 % interval", title=dataset)
     for axis, found in zip(axes[1], tuned):
         matrix, stages = np.array(found["cka"]), found["stages"]
         axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
@@ -142,7 +140,7 @@ def plot_gap(table, tuned, title):
         axis.set_xticks(range(len(stages)), stages, rotation=45, fontsize=7)
         axis.set_yticks(range(len(stages)), stages, fontsize=7)
         axis.set(xlabel="after", ylabel="before")
-        axis.set_title(f"{found['model']}, {found['dataset']}, trained from {found['cut']}: debiased CKA", fontsize=9)
+        axis.set_title(f"debiased CKA, {found['model']} trained from {found['cut']}\n{found['dataset']}", fontsize=9)
     figure.suptitle(title, fontsize=8)
     return figure
 
