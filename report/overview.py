@@ -40,7 +40,7 @@ def draw_overview(context):
         title = f"faces, held-out folds, n = {compared['n']}: " + ", ".join(pair["verdict"] for pair in compared["pairs"])
     draw_checkpoints(left, faces, title)
     left.axvline(100 * context["majority"], color=ORANGE, linestyle="--", linewidth=1.2)
-    left.text(100 * context["majority"], 0.62, " majority class", color=ORANGE, fontsize=8, va="top")
+    left.text(100 * context["majority"], 0.62, " majority class of the study's split", color=ORANGE, fontsize=8, va="top")
     insects = run_rows([run for run in runs.values() if run["data"] != runs["resnet50"]["data"]])
     draw_checkpoints(right, insects, f"ants and bees, shipped split, n = {runs['efficientnet_lite0']['n_val']}")
     random = "random initialisation: measures no transfer"

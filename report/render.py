@@ -21,7 +21,7 @@ def rank(row):
     """A pair of a comparison as a sentence: which is more accurate where the test says so, else that they cannot be told apart."""
     difference = f"{points(row['difference'])} %p [{points(row['low'])}, {points(row['high'])}]"
     if row["verdict"] == "indistinguishable":
-        return f"{row['model_a']}과 {row['model_b']}: {difference}, **구별할 수 없습니다**"
+        return f"{row['model_a']}에서 {row['model_b']}을 빼면 {difference}로 **구별할 수 없습니다**"
     better, worse = (row[name] for name in (("model_a", "model_b") if row["difference"] > 0 else ("model_b", "model_a")))
     if row["verdict"] != f"{better} better" or row["low"] <= 0 <= row["high"]:
         fail(f"the verdict {row['verdict']!r} does not follow from {difference}")

@@ -47,9 +47,19 @@ def points(value):
     return f"{100 * number(value, -1, 1):+.1f}"
 
 
+def size(value):
+    """How large a difference of proportions is, as "6.9 %p"."""
+    return f"{100 * number(value, 0, 1):.1f} %p"
+
+
 def score(value):
     """A score from 0 to 1 as "0.227"."""
     return f"{number(value, 0, 1):.3f}"
+
+
+def loss(value):
+    """A loss in nats as "1.720"."""
+    return f"{number(value, 0):.3f}"
 
 
 def signed(value):
@@ -89,4 +99,4 @@ def exact(value):
     return f"{number(value):g}"
 
 
-FILTERS = [exact, proportion, mean, interval, points, score, signed, tenths, ratio, seconds, amount, count]
+FILTERS = [exact, proportion, mean, interval, points, size, score, loss, signed, tenths, ratio, seconds, amount, count]
