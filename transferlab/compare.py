@@ -44,8 +44,9 @@ from .views import anime_views, hymenoptera_views
 
 INNER_SHARE = 0.2  # of a training fold: for early stopping, and to choose how strongly logistic regression is regularised
 POINTS = (1, 2, 3, 5)
-PAIR_COLUMNS = "model_a model_b difference error low high p p_holm detectable".split()
-PAIR_COLUMNS += [*(f"images_for_{points}_points" for points in POINTS), "verdict"]
+PAIR_COLUMNS = [
+    *"model_a model_b difference error low high p p_holm detectable".split(), *(f"images_for_{d}_points" for d in POINTS), "verdict",
+]
 
 
 def make_folds(labels, folds, repeats, seed):
