@@ -39,8 +39,10 @@ def draw_overview(context):
                  for row in compared["metrics"] if not row["baseline"]]
         title = f"faces, held-out folds, n = {compared['n']}: " + ", ".join(pair["verdict"] for pair in compared["pairs"])
     draw_checkpoints(left, faces, title)
-    left.axvline(100 * context["majority"], color=ORANGE, linestyle="--", linewidth=1.2)
-    left.text(100 * context["majority"], 0.62, " majority class of the study's split", color=ORANGE, fontsize=8, va="top")
+    counts = context["audit_faces"]["classes"].values() if compared and context["audit_faces"] else []  # of all faces, as folds are
+    majority, of = (max(counts) / sum(counts), "all faces") if counts else (context["majority"], "the study's split")
+    left.axvline(100 * majority, color=ORANGE, linestyle="--", linewidth=1.2)
+    left.text(100 * majority, 0.62, f" majority class of {of}", color=ORANGE, fontsize=8, va="top")
     insects = run_rows([run for run in runs.values() if run["data"] != runs["resnet50"]["data"]])
     draw_checkpoints(right, insects, f"ants and bees, shipped split, n = {runs['efficientnet_lite0']['n_val']}")
     random = "random initialisation: measures no transfer"
