@@ -15,7 +15,6 @@ Written: result/benchmarks/domain_gap_{stamp}.csv, .json and img/domain_gap_{sta
 measured again.
 """
 
-import argparse
 import copy
 import tempfile
 
@@ -29,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.engine import make_study
 from benchmarks.findings import FACES, INSECTS, TRANSFORMS, all_images
-from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import list_sources, make_parser, measure_or_read, run_command, unfinished_folder, write_results
 from transferlab.artifacts import machine
 from transferlab.backbones import (
     BACKBONES,
@@ -71,8 +70,7 @@ def log_evidence(features, labels):
 def describe_features(frozen, study, folds):
     """One backbone on one dataset -> its row: k-NN accuracy with its interval, LogME, dimensions."""
     clean, labels = frozen.draw("val", 0), study.image_set.labels.numpy()
-    with threadpool_limits(1):
-        probabilities = predict_with([KNeighborsClassifier(5)], clean, study.image_set, folds)["probabilities"]
+    probabilities = predict_with([KNeighborsClassifier(5)], clean, study.image_set, folds)["probabilities"]
     by_image = (probabilities.argmax(2) == labels).mean(0)
     low, high = bootstrap_interval(by_image)
     return {
@@ -146,12 +144,9 @@ def plot_gap(table, tuned, title):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with both datasets")
-    parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
+    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)")
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -191,7 +186,7 @@ def main(arguments=None):
             rows += [{"part": "cka", "dataset": data, "model": name, "before": stage, "after": other, "cka": value}
                      for other, value in zip(found["stages"], line)]
         print(f"{data}, {name} from {cut}: validation {found['val_acc']:.1%}; CKA of the last stage {found['cka'][-1][-1]:.2f}")
-    sources = "\n".join(f"{name}: {infos[name].source[:110]}" for name in pretrained)
+    sources = list_sources({name: infos[name] for name in pretrained})
     figure = plot_gap(pd.DataFrame(rows), tuned, f"clean views, {machine()['processor']}\n{sources}")
     write_results(options.out, "domain_gap", rows, described | {"tuned": tuned}, figure, points)
     return 0

@@ -15,7 +15,6 @@ Both sides of a ratio are measured in the same round. One after another, heads a
 round, and engine_{stamp}.json with the machine, versions and weights.
 """
 
-import argparse
 import copy
 import json
 import tempfile
@@ -28,7 +27,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import run_command
+from benchmarks.results import make_parser, run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
 from transferlab.data import load_images, split_images
@@ -137,11 +136,8 @@ def measure_round(data, weights):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with manga_facial_expressions")
-    parser.add_argument("--weights", required=True, help="a folder with resnet50's weights")
+    parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights="a folder with resnet50's weights")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--out", default=".", help="where result/benchmarks goes (default: here)")
     options = parser.parse_args(arguments)
     folder = Path(options.out) / "result/benchmarks"
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,6 @@ Written: result/benchmarks/findings_{stamp}.csv, a row a claim and pair of data 
 machine, versions and weights; img/findings_{stamp}.png. What an interrupted run has measured is not measured again.
 """
 
-import argparse
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +24,8 @@ import torch
 from torch import nn
 
 from benchmarks.engine import make_study
-from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.roofline import time_forwards
 from transferlab.artifacts import machine
 from transferlab.backbones import (
     choose_device,
@@ -39,15 +38,12 @@ from transferlab.backbones import (
     split_at,
 )
 from transferlab.cache import default_cache
-from transferlab.compare import make_folds
-from transferlab.data import load_images
+from transferlab.compare import make_folds, study_of_all, train_on_folds
 from transferlab.errors import UserError
-from transferlab.features import view_blocks
-from transferlab.many import Job, train_many
 from transferlab.metrics import corrected_resampled_t, mcnemar_p
 from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.run import DEFAULT_VIEWS
-from transferlab.study import STUDY_SETTINGS, Study, freeze_backbone, train_study
+from transferlab.study import STUDY_SETTINGS, freeze_backbone, train_study
 from transferlab.train import evaluate, train
 from transferlab.views import anime_views, hymenoptera_views
 
@@ -66,12 +62,7 @@ def all_images(data, dataset):
     Raises:
         UserError: `data` lacks the dataset.
     """
-    image_set = load_images(data, prefer=dataset)
-    if image_set.name != dataset:
-        raise UserError(f"{data} holds no {dataset}, but {image_set.name}: give the folder that holds both datasets")
-    everything, views = torch.arange(len(image_set.labels)), TRANSFORMS[dataset]
-    settings, blocks = STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, view_blocks(image_set, views, seed=0)
-    return Study(image_set, views, {"train": everything, "val": everything}, blocks, settings, 0)
+    return study_of_all(load_dataset(data, dataset), TRANSFORMS[dataset], STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, seed=0)
 
 
 def train_curves(frozen, study, folds, variant):
@@ -80,18 +71,14 @@ def train_curves(frozen, study, folds, variant):
     clean_acc: accuracy on the clean view of the images it trained on, at the epoch of the lowest validation loss.
     """
     clean, labels, settings = frozen.draw("val", 0), study.image_set.labels, study.settings
-    dropout = 0.0 if variant == "no dropout" else settings["dropout"]
+    settings = settings | {"patience": 0, "dropout": 0.0 if variant == "no dropout" else settings["dropout"]}
 
     def view_of(epoch):
         return frozen.draw("train", 0 if variant == "no augmentation" else 1 + epoch % settings["views"])
 
-    heads, jobs = [], []
-    for number, (_, _, inner, val, test) in enumerate(folds):
-        heads.append(make_head(clean.shape[1], len(study.image_set.classes), hidden=settings["hidden"], dropout=dropout, seed=number))
-        jobs.append(Job(view_of, inner, clean, val, seed=number, lr=settings["lr"], patience=0, test_index=test))
-    results = train_many(heads, jobs, labels, epochs=settings["epochs"], batch_size=settings["batch_size"], progress=True)
+    heads, results = train_on_folds(clean, view_of, study.image_set, folds, settings, seed=0)
     curves = {name: [[row[name] for row in one.history] for one in results] for name in ("val_loss", "test_loss", "test_acc")}
-    seen = [evaluate(head, clean[job.train_index], labels[job.train_index]) for head, job in zip(heads, jobs)]
+    seen = [evaluate(head, clean[inner], labels[inner]) for head, (_, _, inner, *_) in zip(heads, folds)]
     return curves | {"clean_acc": [one["accuracy"] for one in seen]}
 
 
@@ -189,7 +176,7 @@ def judge_over_fitting(curves, folds, data, model):
     def add(claim, test, differences, unit="accuracy"):
         rows.append(make_row(claim, test, data, model, differences, folds, unit))
 
-    at_best = at_stop(one, "test_acc", lambda losses: (best_until(losses, len(losses)),))  # as clean_acc is taken
+    at_best = at_stop(one, "test_acc", lambda losses: stop_without_gain(losses, len(losses)))  # never, as clean_acc is taken
     test = "accuracy on clean training images less that on test folds"
     add("The head over-fits despite augmentation", test, np.array(one["clean_acc"]) - at_best)
     for variant, what in (("no dropout", "Dropout"), ("no augmentation", "Augmentation")):
@@ -220,15 +207,10 @@ def time_backbones(data, weights, *, rounds=15):
         lowers[name] = fold_batchnorm(split_at(create_backbone(name, weights)[0].to(device), "features")[0])
     found = {}
     for precision in dict.fromkeys([torch.float32, choose_precision(device)]):
-        seconds = {name: [] for name in lowers}
-        for _ in range(rounds + 1):
+        seconds = found[str(precision)] = {name: [] for name in lowers}
+        for _ in range(rounds):
             for name, lower in lowers.items():
-                started = time.perf_counter()
-                with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-                    for batch in images.split(8):
-                        lower(batch).float().sum().item()
-                seconds[name].append((time.perf_counter() - started) / len(images))
-        found[str(precision)] = {name: values[1:] for name, values in seconds.items()}  # the first sets things up
+                seconds[name].append(1 / time_forwards(lower, images, 8, precision, seconds=0))
     return found
 
 
@@ -266,9 +248,8 @@ class Casted(nn.Module):
         self.model = model
 
     def forward(self, images):
-        device = images.device
-        precision = choose_precision(device)
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        precision = choose_precision(images.device)
+        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
             return self.model(images).float()
 
 
@@ -359,12 +340,9 @@ def measure_heads(folder, wanted, studies, folds, weights, cache_dir):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with both datasets")
-    parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
+    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
     for name, default in {"folds": 5, "repeats": 5, "epochs": STUDY_SETTINGS["epochs"]}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -397,8 +375,8 @@ def main(arguments=None):
         value = f"{row['value']:+.3f}{interval} {row['unit']}" if "value" in row else row["test"]
         print(f"{row['verdict']:9s} {row['claim']} ({row['model']}): {value}")
     described |= {"curves": {"/".join(key): found for key, found in curves.items()}, "speed": timed, "modes": modes}
-    sources = "\n".join(f"{name}: {info.source[:110]}" for name, info in infos.items())
-    heading = f"held-out test folds, {options.folds} x {options.repeats}, {DEFAULT_VIEWS} views, {machine()['processor']}\n{sources}"
+    heading = f"held-out test folds, {options.folds} x {options.repeats}, {DEFAULT_VIEWS} views, {machine()['processor']}"
+    heading += f"\n{list_sources(infos)}"
     write_results(options.out, "findings", rows, described, plot_findings(rows, heading), points)
     return 0
 

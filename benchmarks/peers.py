@@ -48,7 +48,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.memory import run_watched
 from benchmarks.peer_systems.common import Record, Task, split_study
-from benchmarks.results import measure_or_read, run_command, write_results
+from benchmarks.results import make_parser, measure_or_read, run_command, write_results
 from transferlab.artifacts import machine
 from transferlab.backbones import choose_device, choose_precision, create_backbone
 from transferlab.data import find_image_folder, load_images
@@ -315,14 +315,11 @@ def prepare(options):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with manga_facial_expressions")
-    parser.add_argument("--weights", required=True, help="a folder with resnet50's weights")
+    parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights="a folder with resnet50's weights")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--full", action="store_true", help="the first round is full whatever the CPU")
     names = {"choices": SYSTEMS, "default": list(SYSTEMS), "metavar": "NAME"}
     parser.add_argument("--systems", nargs="+", help=f"of {', '.join(SYSTEMS)} (default: all)", **names)
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     hidden = {"help": argparse.SUPPRESS}  # what a process is told, and what tests make small
     parser.add_argument("--one", choices=SYSTEMS, **hidden)
     parser.add_argument("--model", default="resnet50", **hidden)

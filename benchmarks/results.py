@@ -1,5 +1,6 @@
 """What the benchmarks share: points measured once and kept while unfinished, what a finished one leaves, how each is run."""
 
+import argparse
 import hashlib
 import json
 import sys
@@ -8,7 +9,34 @@ from pathlib import Path
 import pandas as pd
 
 from transferlab.artifacts import machine, new_stamp, write_new
+from transferlab.data import load_images
 from transferlab.errors import UserError
+
+
+def make_parser(description, *, data, weights):
+    """The parser of a benchmark with what all of them take; `data` and `weights` say which folders are needed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help=data)
+    parser.add_argument("--weights", required=True, help=weights)
+    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
+    return parser
+
+
+def load_dataset(data, name):
+    """The images of one of the study's datasets -> ImageSet.
+
+    Raises:
+        UserError: `data` lacks it; as `load_images`.
+    """
+    image_set = load_images(data, prefer=name)
+    if image_set.name != name:
+        raise UserError(f"{data} holds no {name}, but {image_set.name}: give the folder that holds it")
+    return image_set
+
+
+def list_sources(infos):
+    """Where the weights of {backbone: WeightsInfo} come from, a line each, for a figure's title."""
+    return "\n".join(f"{name}: {info.source[:110]}" for name, info in infos.items())
 
 
 def unfinished_folder(out, name, used):

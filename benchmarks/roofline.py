@@ -18,7 +18,6 @@ Written: result/benchmarks/roofline_{stamp}.csv, a row a backbone and round, roo
 weights and all rates, and img/roofline_{stamp}.png. What an interrupted run has measured is not measured again.
 """
 
-import argparse
 import time
 from contextlib import contextmanager
 from unittest import mock
@@ -29,7 +28,7 @@ import torch
 
 from benchmarks.engine import make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
 from transferlab import features
 from transferlab.artifacts import machine
 from transferlab.backbones import (
@@ -41,7 +40,6 @@ from transferlab.backbones import (
     fold_batchnorm,
     split_features,
 )
-from transferlab.data import load_images
 from transferlab.errors import UserError
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.run import DEFAULT_VIEWS
@@ -211,9 +209,7 @@ def load_sweep(models, data, weights):
     for name in models:
         dataset, transforms = DATASETS.get(name, INSECTS)
         if dataset not in clean:
-            image_set = load_images(data, prefer=dataset)
-            if image_set.name != dataset:
-                raise UserError(f"{data} holds no {dataset}, but {image_set.name}: give the folder that holds both datasets")
+            image_set = load_dataset(data, dataset)
             blocks = features.view_blocks(image_set, transforms, seed=42)
             some = torch.arange(min(max(BATCH_SIZES), len(image_set.labels)))
             clean[dataset], digests[dataset] = torch.cat([*blocks(0, some)]).to(device), image_set.digest
@@ -228,13 +224,10 @@ def load_sweep(models, data, weights):
 
 def main(arguments=None):
     """Measures, prints, writes -> exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with the datasets")
-    parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
+    parser = make_parser(__doc__, data="a folder with the datasets", weights="a folder with the backbones' weights")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--models", nargs="+", default=[*BACKBONES], metavar="NAME", help=f"default: {' '.join(BACKBONES)}")
     parser.add_argument("--views", type=int, default=DEFAULT_VIEWS, help="kept views of a training image (default: %(default)s)")
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.views) < 1:
         raise UserError(f"rounds is {options.rounds} and views {options.views}: give 1 or more of each")
@@ -256,8 +249,7 @@ def main(arguments=None):
     columns = ["share", "seconds", "epochs", "train_rate", "val_rate", *PARTS]
     print(pd.DataFrame(rows).groupby("model", sort=False)[columns].median().T.to_string(float_format="%.3f"))
     described |= {"rounds": options.rounds, "rates": {name: [one["rates"] for one in rounds] for name, rounds in measured.items()}}
-    sources = "\n".join(f"{name}: {info.source[:110]}" for name, info in infos.items())
-    heading = f"{', '.join(digests)}, {options.views} views, {options.rounds} rounds, {machine()['processor']}\n{sources}"
+    heading = f"{', '.join(digests)}, {options.views} views, {options.rounds} rounds, {machine()['processor']}\n{list_sources(infos)}"
     write_results(options.out, "roofline", rows, described, plot_parts(rows, heading), points)
     return 0
 

@@ -17,7 +17,6 @@ Written: result/benchmarks/scaling_{stamp}.csv, a row a point and round, scaling
 weights, and img/scaling_{stamp}.png. A point that an interrupted run has measured is not measured again.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -31,10 +30,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.engine import SETTINGS, make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
 from transferlab.artifacts import machine
 from transferlab.backbones import create_backbone, make_head
-from transferlab.data import load_images, split_images, split_indices
+from transferlab.data import split_images, split_indices
 from transferlab.errors import UserError
 from transferlab.many import Job, train_many
 from transferlab.plots import BLUE, GREY, ORANGE
@@ -214,10 +213,7 @@ def check_inputs(parts, data, weights):
     models = {SMALL_MODEL if part == "images" else MODEL for part in parts}
     infos, digest = {name: create_backbone(name, weights)[1] for name in sorted(models)}, None
     if {*parts} - {"images"}:
-        image_set = load_images(data, prefer="manga_facial_expressions")
-        if image_set.name != "manga_facial_expressions":
-            raise UserError(f"{data} holds no manga_facial_expressions, but {image_set.name}: give the folder that holds it")
-        digest = image_set.digest
+        digest = load_dataset(data, "manga_facial_expressions").digest
     return digest, infos
 
 
@@ -229,12 +225,10 @@ def part_folder(out, part, digest, infos):
 
 def main(arguments=None):
     """Measures, prints, writes -> exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with manga_facial_expressions")
-    parser.add_argument("--weights", required=True, help=f"a folder with the weights of {MODEL} and {SMALL_MODEL}")
+    needed = f"a folder with the weights of {MODEL} and {SMALL_MODEL}"
+    parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights=needed)
     parser.add_argument("--rounds", type=int, default=1, help="default: 1")
     parser.add_argument("--parts", nargs="+", default=[*POINTS], choices=[*POINTS], metavar="PART", help="default: all")
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds is {options.rounds}: measure 1 or more")
@@ -254,13 +248,12 @@ def main(arguments=None):
                 print(f"round {number}, {done}", flush=True)
     table = pd.DataFrame(rows).drop(columns="round")
     print(table.groupby(["part", "x"], sort=False).median().to_string(float_format="%.2f", na_rep=""))
-    sources = "\n".join(f"{name}: {info.source[:110]}" for name, info in infos.items())
     data = " and ".join(["manga_facial_expressions"] * bool(digest) + ["drawn pictures"] * ("images" in options.parts))
     described = {
         "data": {"manga_facial_expressions": digest}, "weights": {name: info._asdict() for name, info in infos.items()},
         "points": {part: POINTS[part] for part in options.parts}, "rounds": options.rounds,
     }
-    heading = f"{data}, {options.rounds} rounds, {machine()['processor']}\n{sources}"
+    heading = f"{data}, {options.rounds} rounds, {machine()['processor']}\n{list_sources(infos)}"
     write_results(options.out, "scaling", rows, described, plot_scaling(rows, heading), points)
     return 0
 

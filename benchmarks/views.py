@@ -20,7 +20,6 @@ and setting; both go on where an interrupted run stopped. Written: the correct a
 (views_raw_{stamp}.npz), the table (views_{stamp}.csv) and the figure.
 """
 
-import argparse
 import hashlib
 import json
 import time
@@ -33,11 +32,11 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch.nn import functional as F
 
-from benchmarks.results import run_command
+from benchmarks.results import load_dataset, make_parser, run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import choose_device, choose_precision, create_backbone, make_head, split_features
 from transferlab.cache import cache_bound, clear_cache, default_cache
-from transferlab.data import load_images, split_indices
+from transferlab.data import split_indices
 from transferlab.errors import UserError
 from transferlab.features import feature_drawer, view_blocks
 from transferlab.many import Job, train_many
@@ -259,10 +258,7 @@ def plot_curves(table, sources):
 
 def main(arguments=None):
     """Measures, decides, writes -> exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a folder with both datasets")
-    parser.add_argument("--weights", required=True, help="a folder with the backbones' weights")
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
+    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="train heads for so long; run again to go on")
     options = parser.parse_args(arguments)
@@ -272,9 +268,7 @@ def main(arguments=None):
         folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for dataset, views in DATASETS.items():
-        image_set = load_images(options.data, prefer=dataset)
-        if image_set.name != dataset:
-            raise UserError(f"{options.data} holds no {dataset}, but {image_set.name}: give the folder that holds both datasets")
+        image_set = load_dataset(options.data, dataset)
         features, infos = draw_views(image_set, views, options.weights, options.cache_dir)
         drawn[dataset] = image_set, features
     sources = {name: info.source for name, info in infos.items()}

@@ -2,7 +2,7 @@
 
 import matplotlib.pyplot as plt
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
+from transferlab.plots import BLUE, GREY, ORANGE
 
 
 def mark(axis, place, value, low, high, style, colour):

@@ -97,6 +97,12 @@ def test_a_ranking_without_a_test_is_refused(context):
     ):
         with pytest.raises(SystemExit, match="ranks without a test"):
             render.check_rankings(f"앞 문장입니다. {sentence} 뒤 문장입니다.", [])
+    judged = [("B3가 B0보다 정확하다", "가릴 수 없음")]
+    render.check_rankings("| B3가 B0보다 정확하다 | +1.4 | **가릴 수 없음** |", [], judged)
+    claim = judged[0][0]
+    for elsewhere in (f"{claim}.", f"| {claim} | **성립** |", f"| 훨씬 {claim} | **가릴 수 없음** |"):
+        with pytest.raises(SystemExit, match="ranks without a test"):
+            render.check_rankings(elsewhere, [], judged)
     pair = {"model_a": "a", "model_b": "b", "difference": 0.05, "low": 0.01, "high": 0.09, "verdict": "a better"}
     assert "a 체크포인트가 b 체크포인트보다 정확합니다" in render.rank(pair)
     render.check_rankings(f"앞 문장입니다. {render.rank(pair)}.", [render.rank(pair)])

@@ -66,22 +66,37 @@ def make_folds(labels, folds, repeats, seed):
     return made
 
 
+def study_of_all(image_set, transforms, settings, seed):
+    """A study whose training and validation images are all images: what folds are cut from."""
+    everything, blocks = torch.arange(len(image_set.labels)), view_blocks(image_set, transforms, seed=seed)
+    return Study(image_set, transforms, {"train": everything, "val": everything}, blocks, settings, seed)
+
+
+def train_on_folds(clean, view_of, image_set, folds, settings, seed):
+    """The study's head on every fold at once; clean: features [N, D] of all images; view_of(e): those of epoch e -> (heads, list of
+    TrainResult), the test fold scored after every epoch and deciding nothing.
+    """
+    heads, jobs = [], []
+    for number, (_, _, inner, val, test) in enumerate(folds):
+        sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": seed + number}
+        heads.append(make_head(clean.shape[1], len(image_set.classes), **sizes))
+        options = {"lr": settings["lr"], "patience": settings["patience"], "test_index": test}
+        jobs.append(Job(view_of, inner, clean, val, seed=seed + number, **options))
+    options = {"epochs": settings["epochs"], "batch_size": settings["batch_size"], "progress": True}
+    return heads, train_many(heads, jobs, image_set.labels, **options)
+
+
 def predict_with_heads(frozen, image_set, folds, settings, seed):
     """The study's head on kept features, all folds at once -> {"probabilities": fp32 [R, N, C], "optimism": [F], "epochs": [F]}.
 
     Optimism is the accuracy on the test fold at the epoch that is best there, less that at the epoch chosen inside.
     """
-    clean, labels, classes = frozen.draw("val", 0), image_set.labels, len(image_set.classes)
-    heads, jobs = [], []
-    for number, (_, _, inner, val, test) in enumerate(folds):
-        sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": seed + number}
-        heads.append(make_head(clean.shape[1], classes, **sizes))
-        jobs.append(Job(
-            lambda epoch: frozen.draw("train", 1 + epoch % settings["views"]), inner, clean, val, seed=seed + number,
-            lr=settings["lr"], patience=settings["patience"], test_index=test,
-        ))
-    results = train_many(heads, jobs, labels, epochs=settings["epochs"], batch_size=settings["batch_size"], progress=True)
-    probabilities = np.zeros((1 + folds[-1][0], len(labels), classes), np.float32)
+    def view_of(epoch):
+        return frozen.draw("train", 1 + epoch % settings["views"])
+
+    clean = frozen.draw("val", 0)
+    heads, results = train_on_folds(clean, view_of, image_set, folds, settings, seed)
+    probabilities = np.zeros((1 + folds[-1][0], len(image_set.labels), len(image_set.classes)), np.float32)
     for head, (repeat, _, _, _, test) in zip(heads, folds):
         with torch.inference_mode():
             probabilities[repeat, test] = head.eval()(clean[test]).softmax(1).numpy()
@@ -233,7 +248,7 @@ def fold_hash(folds):
 
 
 def predict_baselines(name, weights, frozen, study, folds, finished, cache_dir):
-    """What a trained head has to beat, beside one backbone -> ({label: dict of arrays}, {label: source of weights}): k-NN and
+    """What a trained head has to beat, beside one backbone -> ({label: dict of arrays}, {label: its weights' info}): k-NN and
     logistic regression on its clean features, the study's head on the same architecture randomly initialised, its own classifier
     asked without training."""
     image_set, clean = study.image_set, frozen.draw("val", 0)
@@ -250,8 +265,8 @@ def predict_baselines(name, weights, frozen, study, folds, finished, cache_dir):
         asked = predict_zero_shot(name, weights, clean, image_set)
         found |= {f"{name}, zero-shot": asked} if isinstance(asked, dict) else {}
         print(asked if isinstance(asked, str) else f"{name}: zero-shot from its own ImageNet classifier", flush=True)
-        return found, dict.fromkeys(found, frozen.info.source) | {label: untrained.info.source}
-    return found, dict.fromkeys(found, frozen.info.source)
+        return found, dict.fromkeys(found, frozen.info) | {label: untrained.info}
+    return found, dict.fromkeys(found, frozen.info)
 
 
 def prediction_rows(image_set, prefix, found, folds):
@@ -269,11 +284,11 @@ def prediction_rows(image_set, prefix, found, folds):
     return rows
 
 
-def metric_rows(image_set, found, others, sources, folds):
+def metric_rows(image_set, found, others, infos, folds):
     """One row a model or baseline: its scores, where its weights come from, and how optimistic choosing by the test fold would be."""
     labels, rows = image_set.labels.numpy(), []
     for label, arrays in (found | others).items():
-        row = {"model": label, "baseline": label in others, "weights": sources.get(label, "")}
+        row = {"model": label, "baseline": label in others, "weights": infos[label].source if label in infos else ""}
         row |= {"n": len(labels), "folds": len(folds)} | score_model(arrays["probabilities"], labels)
         if "optimism" in arrays:
             row |= {"selection_optimism": float(arrays["optimism"].mean()), "epochs_to_best": float(arrays["epochs"].mean())}
@@ -298,36 +313,35 @@ def run_compare(
     prefix = find_image_folder(data).relative_to(Path(data).expanduser())
     augment = augment or ("faces" if image_set.name == "manga_facial_expressions" else "photos")
     transforms = {"faces": anime_views, "photos": hymenoptera_views}[augment]()
-    parts, everything = make_folds(image_set.labels, folds, repeats, seed), torch.arange(len(image_set.labels))
-    settings = STUDY_SETTINGS | {"views": views or DEFAULT_VIEWS}
-    blocks = view_blocks(image_set, transforms, seed=seed)
-    study = Study(image_set, transforms, {"train": everything, "val": everything}, blocks, settings, seed)
-    counted = f"{len(everything)} images, {len(image_set.classes)} classes, {len(image_set.rejected)} left out"
+    parts, settings = make_folds(image_set.labels, folds, repeats, seed), STUDY_SETTINGS | {"views": views or DEFAULT_VIEWS}
+    study = study_of_all(image_set, transforms, settings, seed)
+    counted = f"{len(image_set.labels)} images, {len(image_set.classes)} classes, {len(image_set.rejected)} left out"
     print(f"{image_set.name}: {counted}; views of {augment}, {settings['views']} of them")
-    finished, found, others, sources, infos = out / "result/compare_finished", {}, {}, {}, {}
+    finished, found, others, infos = out / "result/compare_finished", {}, {}, {}
     finished.mkdir(exist_ok=True)
     for name in models:
         found[name], frozen = predict_model(name, name, weights, study, parts, finished, cache_dir)
-        sources[name], infos[name] = frozen.info.source, frozen.info._asdict()
+        infos[name] = frozen.info
         if baselines == "all":
-            more, more_sources = predict_baselines(name, weights, frozen, study, parts, finished, cache_dir)
-            others, sources = others | more, sources | more_sources
+            more, more_infos = predict_baselines(name, weights, frozen, study, parts, finished, cache_dir)
+            others, infos = others | more, infos | more_infos
     if baselines == "all":
         others["majority class"] = predict_majority(image_set, parts)
-    write_comparison(out, image_set, prefix, found, others, sources, infos, parts, study)
+    write_comparison(out, image_set, prefix, found, others, infos, parts, study)
 
 
-def write_comparison(out, image_set, prefix, found, others, sources, infos, parts, study):
+def write_comparison(out, image_set, prefix, found, others, infos, parts, study):
     """Writes the tables and the figure of a finished comparison and prints them."""
-    metrics = metric_rows(image_set, found, others, sources, parts)
-    pairs = compare_pairs(found, image_set.labels.numpy(), parts)
+    metrics = metric_rows(image_set, found, others, infos, parts)
+    pairs, repeats = compare_pairs(found, image_set.labels.numpy(), parts), 1 + parts[-1][0]
     stamp, columns = new_stamp(out), ["model", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece"]
     print(pd.DataFrame(metrics)[columns].to_string(index=False, float_format="%.3f"))
     print("\n".join(verdict_text(row, len(image_set.labels)) for row in pairs))
     described = {
-        "data": image_set.name, "data_digest": image_set.digest, "synthetic": image_set.synthetic, "weights": infos,
-        "n": len(image_set.labels), "classes": image_set.classes, "folds": len(parts) // (1 + parts[-1][0]),
-        "repeats": 1 + parts[-1][0], "seed": study.seed, "settings": study.settings, "fold_hash": fold_hash(parts),
+        "data": image_set.name, "data_digest": image_set.digest, "synthetic": image_set.synthetic,
+        "weights": {name: infos[name]._asdict() for name in found},
+        "n": len(image_set.labels), "classes": image_set.classes, "folds": len(parts) // repeats, "repeats": repeats,
+        "seed": study.seed, "settings": study.settings, "fold_hash": fold_hash(parts),
         "precision": str(choose_precision(choose_device())),
     }
     text = json.dumps(described | machine(), indent=1)
@@ -339,10 +353,9 @@ def write_comparison(out, image_set, prefix, found, others, sources, infos, part
         path = out / f"result/compare_{name}_{stamp}.csv"
         print(write_new(path, lambda temporary, table=table: table.to_csv(temporary, index=False)))
     print(write_new(out / f"result/compare_summary_{stamp}.json", lambda path: path.write_text(text + "\n", encoding="utf-8")))
-    repeats = 1 + parts[-1][0]
     title = f"{image_set.name}{' (synthetic)' * image_set.synthetic}, n = {len(image_set.labels)}"
     title += f", {len(parts) // repeats} folds x {repeats}\n"
-    title += "\n".join(f"{name}: {info['source'][:110]}" for name, info in infos.items())
+    title += "\n".join(f"{name}: {infos[name].source[:110]}" for name in found)
     figure = plot_comparison(metrics, title)
     print(write_new(out / f"img/compare_{stamp}.png", lambda path: figure.savefig(path, dpi=120, format="png")))
     plt.close(figure)

@@ -87,7 +87,7 @@ def smooth_targets(labels, smoothing, logits):
 def adam_step(weight, moments, slope, count, lr, weight_decay):
     """Adam on weight [H, ...], its two moments and its gradient, in place; lr, weight_decay: [H, 1, 1], one for each head."""
     first, rest = float(lr[0]), float(weight_decay[0])
-    alike = bool((lr == first).all() and (weight_decay == rest).all())
+    alike = len(weight) == 1 or bool((lr == first).all() and (weight_decay == rest).all())
     options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": False, "fused": True}
     if alike:
         adam([weight], [slope], *([m] for m in moments), [], [torch.tensor(count - 1.0)], lr=first, weight_decay=rest, **options)
