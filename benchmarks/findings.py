@@ -17,7 +17,6 @@ Written: result/benchmarks/findings_{stamp}.csv, a row a claim and pair of data 
 machine, versions and weights; img/findings_{stamp}.png. What an interrupted run has measured is not measured again.
 """
 
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -128,6 +128,19 @@ def disagreement(found):
     return reckon(ends[:SHORT], ends[:SHORT][-1] + tail, len(ends)) / found["seconds"] - 1
 
 
+def exact_accuracy(row):
+    """The accuracy of an epoch as k / n in fp64: some of the peers report it in fp32.
+
+    Raises:
+        UserError: it is no count of the images that were validated.
+    """
+    n = row["evaluated"]
+    exact = round(row["val_acc"] * n) / n
+    if abs(exact - row["val_acc"]) > 1e-6:
+        raise UserError(f"an epoch reports the accuracy {row['val_acc']}, which is no share of {n} images: mend that system")
+    return exact
+
+
 def make_row(system, number, kind, found, epochs):
     """A row of the table from what a run has reported and its memory."""
     ends = [row["end"] for row in found["rows"]]
@@ -136,7 +149,7 @@ def make_row(system, number, kind, found, epochs):
     count = len(ends) if whole else epochs
     best = min(found["rows"], key=lambda row: row["val_loss"])  # the earliest on ties
     views = settings_of(system, epochs)["views"] if system.startswith("ours") else count
-    accuracy = best["val_acc"] if kind == "full" else None
+    accuracy = exact_accuracy(best) if kind == "full" else None
     total = found["seconds_total"] - found["seconds"] + seconds
     return dict(zip(COLUMNS, [system, number, kind, views, count, seconds, total, accuracy, found["peak_memory_mb"]]))
 
@@ -209,12 +222,12 @@ def measure_all(systems, kinds, folder, used, options):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 runs[system, number] = found = measure_or_read(path, lambda: measure(system, number, kind, options))
+                rows.append(make_row(system, number, kind, found, options.epochs))
             except UserError as error:
                 print(f"error: {error}", flush=True)
                 failures.append(str(error))
                 continue
             paths.append(path)
-            rows.append(make_row(system, number, kind, found, options.epochs))
             print(describe_row(rows[-1]), flush=True)
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -363,6 +376,7 @@ def report(table, runs, kinds, used, image_set, paths, options):
     libraries = {name: version for module in LIBRARIES for name, version in library_versions(module).items()}
     facts = used | {"libraries": libraries, "kinds": kinds, "ratios": ratios, "short_against_full": missed}
     facts |= {"data_name": image_set.name, "synthetic": image_set.synthetic}
+    facts["left_out"] = [system for system in SYSTEMS if system not in summary.index]
     facts["runs"] = [{"system": system, "round": number} | found for (system, number), found in runs.items()]
     data = f"{image_set.name}{' (synthetic: drawn pictures)' * image_set.synthetic}"
     rounds = f"n = {len(kinds)} ({', '.join(kinds)})"

@@ -57,14 +57,14 @@ def check_disclosed(text, runs):
                 fail(f'{run["model"]} measures no transfer and this line does not say so: "{line[:120]}"')
 
 
-def render():
-    """{path: text} of everything that is rendered."""
+def render(context):
+    """{path: text} of everything that is rendered; `context` as `load_context` gives it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "report"), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {function.__name__: function for function in FILTERS}
-    context, ranked, claims = load_context(), [], []
+    ranked, claims = [], []
 
     def recorded(row):
         ranked.append(rank(row))
@@ -74,7 +74,7 @@ def render():
         claims.append((text, verdict))
         return text
 
-    context |= {"rank": recorded, "claim": claim, "overview": OVERVIEW}
+    context = context | {"rank": recorded, "claim": claim, "overview": OVERVIEW}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, after = readme.split(BEGIN)[0], readme.split(END)[1]
     texts = [environment.get_template(name).render(context) for name in ("report.md.j2", "readme_results.md.j2")]
@@ -97,11 +97,12 @@ def drawn_source():
 
 def main():
     """Writes what has changed -> exit code."""
-    for path, text in render().items():
+    context = load_context()
+    for path, text in render(context).items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"rendered {path.relative_to(ROOT)}")
     if drawn_source() != overview_source():
-        draw_overview(load_context()).savefig(ROOT / OVERVIEW, dpi=120, metadata={"Source": overview_source()})
+        draw_overview(context).savefig(ROOT / OVERVIEW, dpi=120, metadata={"Source": overview_source()})
         print(f"drawn {OVERVIEW}: git add --force it")
     return 0
 

@@ -26,7 +26,7 @@ def proportion(value, n):
         SystemExit: it is not k/n of that n, so it is not what it claims to be.
     """
     k = round(number(value, 0, 1) * n)
-    if abs(k / n - value) > 1e-6:  # some of the peers report in fp32
+    if abs(k / n - value) > 1e-9:
         fail(f"{value} is no proportion of {n} images")
     return f"{100 * value:.1f} % ({k}/{n})"
 

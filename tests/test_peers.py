@@ -148,7 +148,7 @@ def test_early_stopping_restores_the_best_weights(monkeypatch):
 
 
 def found_in(ends, tail=1.0, **more):
-    rows = [{"val_loss": 5 - i, "val_acc": i / 10, "seen": 16, "evaluated": 8, "end": end} for i, end in enumerate(ends)]
+    rows = [{"val_loss": 5 - i, "val_acc": i / 10, "seen": 16, "evaluated": 10, "end": end} for i, end in enumerate(ends)]
     return {"seconds": ends[-1] + tail, "seconds_total": ends[-1] + tail + 6, "rows": rows, "peak_memory_mb": 900.0} | more
 
 
@@ -166,6 +166,13 @@ def test_a_short_round_is_reckoned_from_its_epochs():
     assert early["seconds"] == 17 and early["epochs"] == 4
     ours = peers.make_row("ours_default", 0, "full", found_in([3, 4]), 2)
     assert ours["views"] == peers.DEFAULT_VIEWS and ours["best_epoch_accuracy"] == 0.1
+
+
+def test_an_accuracy_in_fp32_is_the_count_it_stands_for():
+    told = {"val_acc": float(torch.tensor(52 / 159)), "evaluated": 159}
+    assert told["val_acc"] != 52 / 159 and peers.exact_accuracy(told) == 52 / 159
+    with pytest.raises(UserError, match="no share of 159 images"):
+        peers.exact_accuracy(told | {"val_acc": 0.33})
 
 
 def test_ratios_are_medians_of_the_rounds():
@@ -209,6 +216,7 @@ def test_what_finished_is_not_run_again(arguments, tmp_path, monkeypatch, capsys
     table = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv")))
     assert list(table.columns) == peers.COLUMNS and len(table) == 6 and set(table["kind"]) == {"full", "short"}
     facts = json.loads(next(tmp_path.glob("result/benchmarks/peers_*.json")).read_text())
+    assert set(facts["left_out"]) == set(peers.SYSTEMS) - set(systems)
     assert facts["weights"]["kind"] == "file" and len(facts["runs"]) == 6 and facts["machine"]["threads"]
     assert list(tmp_path.glob("img/peers_*.png")) and not list(tmp_path.glob("result/benchmarks/peers_unfinished/*/*"))
     assert "study / ours_default: 1.00 (median of 2)" in capsys.readouterr().out

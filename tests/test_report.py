@@ -26,8 +26,8 @@ def context():
     return sources.load_context()
 
 
-def test_rendered_again_it_is_the_same():
-    for path, text in render.render().items():
+def test_rendered_again_it_is_the_same(context):
+    for path, text in render.render(context).items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `make report`"
     assert render.drawn_source() == render.overview_source(), "the overview figure is stale: run `make report`"
 
@@ -169,7 +169,7 @@ def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights)
     outdated = publish.drop_outdated(other_weights)
     assert {"views", "engine"} <= set(outdated) and not set(outdated) & set(sources.MODELS)
     publish.write_runs(other_weights)
-    for path, text in render.render().items():
+    for path, text in render.render(sources.load_context()).items():
         if path.name == "README.md":
             text = text.split(render.BEGIN)[1].split(render.END)[0]
         assert "weights of another kind" in text
