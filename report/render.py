@@ -20,12 +20,13 @@ RANKS = re.compile(r"보다[^.|]*(정확|낫|나은|나았|높|앞서|앞섰|뛰
 def rank(row):
     """A pair of a comparison as a sentence: which is more accurate where the test says so, else that they cannot be told apart."""
     difference = f"{points(row['difference'])} %p [{points(row['low'])}, {points(row['high'])}]"
+    told = f"{row['model_a']}의 정확도에서 {row['model_b']}의 정확도를 빼면 {difference}"
     if row["verdict"] == "indistinguishable":
-        return f"{row['model_a']}에서 {row['model_b']}을 빼면 {difference}로 **구별할 수 없습니다**"
+        return f"{told}로 **구별할 수 없습니다**"
     better, worse = (row[name] for name in (("model_a", "model_b") if row["difference"] > 0 else ("model_b", "model_a")))
     if row["verdict"] != f"{better} better" or row["low"] <= 0 <= row["high"]:
         fail(f"the verdict {row['verdict']!r} does not follow from {difference}")
-    return f"{row['model_a']}에서 {row['model_b']}을 빼면 {difference}이므로 {better} 체크포인트가 {worse} 체크포인트보다 정확합니다"
+    return f"{told}이므로 {better} 체크포인트가 {worse} 체크포인트보다 정확합니다"
 
 
 def check_rankings(text, allowed, claims=()):

@@ -98,13 +98,14 @@ def read_benchmark(named, name):
     return described | {"rows": given, "path": str(stem.with_suffix(".csv").relative_to(ROOT))}
 
 
-def read_comparison(named, data):
-    """A named comparison on one dataset: its summary with "metrics" and "pairs" (rows), recomputed from its predictions; or None.
+def read_comparison(named, data, kind="compare"):
+    """A named comparison on one dataset: its summary with "metrics" and "pairs" (rows), recomputed from its predictions, "path" and
+    "differences" ({model: {other model: its pair, turned so that the difference is the model less the other}}); or None.
 
     Raises:
         SystemExit: metrics or pairs do not follow from the predictions.
     """
-    key = f"compare/{data}"
+    key = f"{kind}/{data}"
     if (key, "summary/compare") not in named:
         return None
     described = json.loads((ROOT / named[key, "summary/compare"]).read_text(encoding="utf-8"))
@@ -118,7 +119,12 @@ def read_comparison(named, data):
         if abs(accuracies[row.model_a] - accuracies[row.model_b] - row.difference) > 0.01:  # folds differ in size by an image
             fail(f"{row.model_a} less {row.model_b} on {data}: {row.difference} does not follow from their predictions")
     path = named[key, "result/compare_metrics"]
-    return described | {"metrics": metrics.to_dict("records"), "pairs": pairs.to_dict("records"), "path": path}
+    rows, differences = pairs.to_dict("records"), {}
+    for row in rows:
+        a, b = row["model_a"], row["model_b"]
+        differences.setdefault(a, {})[b] = row
+        differences.setdefault(b, {})[a] = row | {"difference": -row["difference"]}
+    return described | {"metrics": metrics.to_dict("records"), "pairs": rows, "differences": differences, "path": path}
 
 
 def read_audit(named, data):
@@ -156,6 +162,7 @@ def load_context():
     runs = {model: read_run(named, notebook, model) for notebook, models in MODELS.items() for model in models}
     context = {name: read_benchmark(named, name) for name in BENCHMARKS}
     context |= {f"compared_{short}": read_comparison(named, data) for short, data in DATASETS.items()}
+    context["architectures"] = [found for data in DATASETS.values() if (found := read_comparison(named, data, "architectures"))]
     context |= {f"audit_{short}": read_audit(named, data) for short, data in DATASETS.items()}
     resnet = runs["resnet50"]
     majority = max(map(resnet["val_labels"].count, range(len(resnet["classes"])))) / resnet["n_val"]

@@ -44,7 +44,7 @@ def interval(value):
 
 def points(value):
     """A difference of proportions as "+1.3" points."""
-    return f"{100 * number(value, -1, 1):+.1f}"
+    return f"{round(100 * number(value, -1, 1), 1) + 0.0:+.1f}"  # no "-0.0"
 
 
 def size(value):

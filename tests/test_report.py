@@ -75,7 +75,7 @@ DEFINITIONS = [
     "95 ?%", "20%", "SHA-256", "[Rr]es[Nn]et50", "[Dd]ense[Nn]et121", "EfficientNet-(Lite0|B0|B3)",
     "Nadeau·Bengio 2003", "You 외 2021", "macro-F1", "K [=+] 1", "5겹( × 5번| 교차 검증)?", "30(에포크|벌)", "4에포크",
     "뷰 (1|4|30)벌", "96 px", "−1%포인트", r"0\.02", "시드 (0–9|10–19)", "1, 2, 3, 5 %p", "5에포크|5번", "15 %",
-    "헤드 100개", "300에포크", "0의 한쪽", "1입니다", "1이면", "B[03]", r"^\d\. ",
+    "헤드 100개", "300에포크", "0의 한쪽", "1입니다", "2.5–97.5 %", "양쪽 5 %, 검정력 80 %", "fp32", "1이면", "B[03]", r"^\d\. ",
 ]
 
 
@@ -196,6 +196,9 @@ def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
         (tmp_path / f"result/compare_{part}_20260101_000000.{'json' if part == 'summary' else 'csv'}").write_text(text)
     name, files = publish.name_benchmark("compare_20260101_000000")
     assert name == "compare/insects" and len(files) == 2
+    three = json.dumps({"data": "insects", "weights": dict.fromkeys("abc", {})})
+    (tmp_path / "result/compare_summary_20260101_000000.json").write_text(three)
+    assert publish.name_benchmark("compare_20260101_000000")[0] == "architectures/insects"
     with pytest.raises(publish.UserError, match="no files of views_20260101_000000"):
         publish.name_benchmark("views_20260101_000000")
 
@@ -203,3 +206,38 @@ def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
 def test_the_hash_of_every_named_file_is_its_own():
     for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
         assert hashlib.sha256((ROOT / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monkeypatch):
+    """Three models whose predictions are given: rows less columns, bold where the verdict says so, another sign on the other side."""
+    right = {"a": 9, "b": 6, "c": 5}
+    predictions = pd.DataFrame(
+        [{"model": name, "label": 0, "predicted": int(image >= k)} for name, k in right.items() for image in range(10)]
+    )
+    scores = {"accuracy_low": 0.1, "accuracy_high": 0.95, "macro_f1": 0.5, "log_loss": 1.0, "ece": 0.1}
+    metrics = pd.DataFrame(
+        [{"model": name, "accuracy": k / 10, "baseline": "," in name} | scores for name, k in [*right.items(), ("a, k-NN", 9)]]
+    )
+    predictions = pd.concat([predictions, predictions[predictions.model == "a"].assign(model="a, k-NN")])
+    pairs = [("a", "b", 0.3, "a better"), ("a", "c", 0.4, "a better"), ("b", "c", 0.1, "indistinguishable")]
+    pairs = pd.DataFrame(pairs, columns=["model_a", "model_b", "difference", "verdict"])
+    source = {"kind": "file", "source": "made up"}
+    summary = {"data": "d", "folds": 5, "repeats": 1, "n": 10, "weights": dict.fromkeys("abc", source)}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    named = {("architectures/d", "summary/compare"): "summary.json"}
+    for part, table in (("metrics", metrics), ("pairs", pairs), ("predictions", predictions)):
+        table.to_csv(tmp_path / f"{part}.csv", index=False)
+        named["architectures/d", f"result/compare_{part}"] = f"{part}.csv"
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    compared = sources.read_comparison(named, "d", "architectures")
+    told = context | {"architectures": [compared], "figures": context["figures"] | {"architectures/d/img/compare": "img/made_up.png"}}
+    lines = render.render(told)[ROOT / "experiment_report.md"].splitlines()
+    first = lines.index("| 행 − 열 | a | b | c |")
+    assert lines[first + 1: first + 6] == [
+        "|---|---|---|---|", "| a | | **+30.0** | **+40.0** |", "| b | **-30.0** | | +10.0 |", "| c | **-40.0** | -10.0 | |", "",
+    ]
+    assert any("짝 3개 가운데 2개가 구별됩니다" in line for line in lines)
+    assert not any("k-NN" in line for line in lines[first - 7: first])
+    pairs.assign(difference=0.2).to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(SystemExit, match="does not follow from their predictions"):
+        sources.read_comparison(named, "d", "architectures")

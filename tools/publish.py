@@ -57,7 +57,8 @@ def publish_notebook(number, data, weights, cache_dir):
 
 def name_benchmark(name):
     """A benchmark's name and its files, by name and stamp: result/benchmarks/NAME*_STAMP.* and img/NAME_STAMP.png. A comparison
-    or an audit has its files in result/ and is named with its dataset: compare/hymenoptera_data.
+    or an audit has its files in result/ and is named with its dataset: compare/hymenoptera_data; one of more than two backbones
+    architectures/hymenoptera_data.
 
     Raises:
         UserError: it wrote none.
@@ -68,7 +69,8 @@ def name_benchmark(name):
     if not files:
         raise UserError(f"no files of {name} in {place.relative_to(ROOT)}: give the name and stamp of what has finished")
     if kind in ("compare", "audit"):
-        kind += "/" + json.loads((place / f"{kind}_summary_{stamp}.json").read_text(encoding="utf-8"))["data"]
+        summary = json.loads((place / f"{kind}_summary_{stamp}.json").read_text(encoding="utf-8"))
+        kind = f"{'architectures' if len(summary.get('weights', ())) > 2 else kind}/{summary['data']}"
     return kind, sorted(files)
 
 
