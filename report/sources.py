@@ -76,13 +76,16 @@ def disagreements(run, history):
 
 
 def describe_errors(run):
-    """Where a run errs: recall by class, the pairs most often confused, the classes never predicted."""
+    """Where a run errs: recall by class, the three pairs most often confused and those as often as the third, the classes never
+    predicted."""
     true, guess = pd.Series(run["val_labels"]), pd.Series(run["val_predictions"])
     classes, wrong = run["classes"], true != guess
     pairs = [(classes[a], classes[b], int(n)) for (a, b), n in pd.crosstab(true[wrong], guess[wrong]).stack().items() if n]
+    pairs.sort(key=lambda pair: -pair[2])
+    least = min((n for _, _, n in pairs[:3]), default=0)
     return {
         "recall": {name: (float((guess[true == i] == i).mean()), int((true == i).sum())) for i, name in enumerate(classes)},
-        "pairs": sorted(pairs, key=lambda pair: -pair[2])[:3],
+        "pairs": [pair for pair in pairs if pair[2] >= least],
         "never": [name for i, name in enumerate(classes) if i not in set(guess)],
     }
 

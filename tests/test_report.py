@@ -241,3 +241,10 @@ def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monke
     pairs.assign(difference=0.2).to_csv(tmp_path / "pairs.csv", index=False)
     with pytest.raises(SystemExit, match="does not follow from their predictions"):
         sources.read_comparison(named, "d", "architectures")
+
+
+def test_confusions_as_frequent_as_the_third_are_told():
+    labels, predictions = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 1], [1, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
+    found = sources.describe_errors({"val_labels": labels, "val_predictions": predictions, "classes": ["a", "b", "c"]})
+    assert found["pairs"] == [("a", "b", 3), ("a", "c", 2), ("b", "a", 2), ("c", "b", 2)]
+    assert not sources.describe_errors({"val_labels": [0, 1], "val_predictions": [0, 1], "classes": ["a", "b"]})["pairs"]
