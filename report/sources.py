@@ -16,7 +16,7 @@ from transferlab.metrics import accuracy_interval, mcnemar_p
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"01": ["resnet50"], "02": ["densenet121"], "03": ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]}
-BENCHMARKS = ("views", "engine", "findings", "domain_gap", "peers", "roofline", "scaling")
+BENCHMARKS = ("views", "engine", "findings", "domain_gap", "roofline", "scaling")
 DATASETS = {"faces": "manga_facial_expressions", "insects": "hymenoptera_data"}
 
 
@@ -101,6 +101,15 @@ def read_benchmark(named, name):
     return described | {"rows": given, "path": str(stem.with_suffix(".csv").relative_to(ROOT))}
 
 
+def read_peers(named):
+    """The named benchmark of peers, its "ratios" as lines of the report; None where none is named."""
+    described = read_benchmark(named, "peers")
+    if described:
+        lines = [line.replace("median of ", "바퀴 수 ").replace("mean epochs", "평균 에포크") for line in described["ratios"]]
+        described["ratios"] = lines
+    return described
+
+
 def read_comparison(named, data, kind="compare"):
     """A named comparison on one dataset: its summary with "metrics" and "pairs" (rows), recomputed from its predictions, "path" and
     "differences" ({model: {other model: its pair, turned so that the difference is the model less the other}}); or None.
@@ -164,6 +173,7 @@ def load_context():
     named = read_named_files()
     runs = {model: read_run(named, notebook, model) for notebook, models in MODELS.items() for model in models}
     context = {name: read_benchmark(named, name) for name in BENCHMARKS}
+    context["peers"] = read_peers(named)
     context |= {f"compared_{short}": read_comparison(named, data) for short, data in DATASETS.items()}
     context["architectures"] = [found for data in DATASETS.values() if (found := read_comparison(named, data, "architectures"))]
     context |= {f"audit_{short}": read_audit(named, data) for short, data in DATASETS.items()}
