@@ -33,6 +33,7 @@
 
 # %% id="imports"
 import copy
+import json
 import time
 import warnings
 from pathlib import Path
@@ -112,6 +113,9 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # %% id="setup-fold"
 # @inline transferlab.backbones: trace, fold_batchnorm
 
+# %% id="setup-cut"
+# @inline transferlab.backbones: part_between, split_graph
+
 # %% id="setup-render"
 # @inline transferlab.views: Views, view_seed
 # @inline transferlab.features: view_blocks, one_ahead, timed
@@ -140,6 +144,10 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-plots-results"
 # @inline transferlab.plots: plot_models, plot_timings
+
+# %% id="setup-plots-techniques"
+# @inline transferlab.techniques: summarise_techniques
+# @inline transferlab.plots: plot_techniques
 
 # %% id="setup-end"
 try:
@@ -317,7 +325,7 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 # @inline transferlab.study: train_study
 
 # %% id="train-run"
-stamp = new_stamp(out_dir)
+stamp, lite0 = new_stamp(out_dir), frozen
 models = ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]  # room for more: any timm name
 summaries, checkpoints = [], {}
 for name in models:
@@ -390,8 +398,133 @@ plt.show()
 # %% [markdown] id="techniques"
 # ## 8. 다른 전이 기법은?
 #
-# 이 노트북은 백본 전체를 얼리고 헤드만 학습했습니다. 뒤쪽 블록 일부를 함께 학습하거나, 헤드를 먼저 학습한 다음 전체를 조금씩 푸는 방법도 있습니다.
-# 데이터가 수백 장일 때는 학습할 파라미터가 늘어나는 만큼 과적합도 쉬워지므로, 얼린 백본의 결과를 기준선으로 먼저 재 두는 것이 좋습니다.
+# 지금까지는 백본을 모두 얼리고 연구의 헤드만 학습했습니다. 전이 학습의 여러 기법은 네 가지 물음에 서로 다르게 답한 것입니다.
+# **무엇을 학습할까**(헤드만, 마지막 단계까지, 정규화 층만, 편향만, 전부), **얼마나 빠르게**(층마다 다른 학습률, 예열과 감쇠), **어떤 순서로**(헤드 먼저, 위에서부터 차례로),
+# **어떤 이미지와 정답으로**(레이블 스무딩, 클래스 가중치, MixUp, CutMix).
+#
+# 그래서 모든 기법을 함수 하나로 쓸 수 있습니다. `fit`은 모델을 `cut`에서 둘로 자르고, 아래는 얼린 채 그 출력을 계산해 두고, 위만 `train`으로 학습합니다.
+# `"features"`에서 자르면 헤드만, 마지막 단계의 이름에서 자르면 그 단계부터, `"input"`에서 자르면 전부 학습합니다. `trains`를 주면 그 가운데 일부만 학습합니다.
+
+# %% id="technique-cut"
+# @inline transferlab.backbones: Normalized, split_at
+# @inline transferlab.techniques: Task, fit
+
+# %% id="technique-heads"
+# @inline transferlab.techniques: stages, linear_head, study_head
+
+# %% [markdown] id="technique-frozen-text"
+# ### 백본을 얼린 채로
+#
+# 특징을 이미 계산해 두었으므로 금방 끝납니다. 선형 프로브는 헤드를 한 층으로 줄입니다. 나머지는 연구의 헤드를 그대로 두고 **손실이나 학습률만** 바꿉니다
+# (코사인은 조기 종료 없이 끝까지 학습합니다).
+
+# %% id="technique-frozen"
+# @inline transferlab.techniques: linear_probe, head_on_frozen, smoothed_labels, weighted_classes
+
+# %% id="technique-schedule"
+# @inline transferlab.techniques: warmup_cosine, steps_of, cosine_schedule, FROZEN
+
+# %% [markdown] id="technique-tuned-text"
+# ### 백본까지 학습하는 기법
+#
+# 학습할 파라미터가 많게는 수백만 개로 늘어납니다. 사진은 수백 장뿐이니, 여기 나오는 기법은 대부분 **사전 학습에서 얻은 것을 망가뜨리지 않으려는 장치**를 둡니다.
+# 헤드는 무작위에서 출발하므로 빠르게, 백본은 그 10분의 1의 학습률로 고칩니다. LP-FT는 헤드를 먼저 학습한 다음 백본까지 풀어 낮은 학습률로 이어 갑니다.
+# 이때 BatchNorm의 통계를 고정하지 않으면 첫 배치부터 특징이 달라져, 맞춰 둔 헤드가 소용없어집니다. 점진적 해제는 맨 위부터 한 단계씩, 여기서는 세 단계까지 풉니다.
+
+# %% id="technique-phases"
+# @inline transferlab.techniques: two_rates, last_stage, probe_then_tune, gradual_unfreezing
+
+# %% [markdown] id="technique-rates-text"
+# 전체를 학습하되 아래층으로 갈수록 학습률을 낮출 수도 있습니다. 아래층은 모서리나 질감처럼 어느 사진에나 쓰이는 것을 보므로 덜 바뀌어야 한다는 생각입니다.
+
+# %% id="technique-rates"
+# @inline transferlab.techniques: full_tuning, layer_rates, full_with_layer_rates
+
+# %% [markdown] id="technique-few-text"
+# 거꾸로 전체에 걸쳐 **아주 적은 파라미터만** 학습할 수도 있습니다. 정규화 층의 배율과 이동만, 또는 편향만 헤드와 함께 학습합니다.
+# Lite0의 합성곱에는 편향이 없어서, "편향만"은 정규화 층의 이동만 뜻합니다.
+
+# %% id="technique-few"
+# @inline transferlab.techniques: head_or, normalisation_only, biases_only
+
+# %% [markdown] id="technique-mix-text"
+# MixUp과 CutMix는 이미지와 정답을 함께 섞습니다. 섞은 이미지에서 잰 학습 정확도는 의미가 없으므로, 어느 기법이든 `gap`은 섞지 않은 깨끗한 뷰의 학습 정확도로 계산합니다.
+
+# %% id="technique-mix"
+# @inline transferlab.techniques: mixed_up, cut_and_mixed, TUNED
+
+# %% [markdown] id="technique-live-text"
+# ### 지금 돌려 볼 수 있는 것
+#
+# Lite0의 특징은 대부분 계산해 두었으니, 백본을 얼린 기법 다섯 가지는 빨리 끝납니다(조기 종료로 아직 그리지 않은 뷰의 특징은 그때 계산하며, 표의 시간에는 넣지 않습니다).
+# 여기에 마지막 단계까지 학습하는 기법을 다섯 에포크만 더합니다.
+# 다른 기법도 `live`에 이름을 더하면 돌아갑니다. CPU라면 몇 분씩 걸립니다.
+#
+# **표에서 고른 1등을 믿지 마세요.** 검증 사진으로 에포크를 고르고 같은 사진으로 점수를 매겼으며, 한 장이 0.65%포인트입니다. 교차 검증으로 견준 결과는, 파일이 있으면 그다음 칸에 나옵니다.
+
+# %% id="technique-live"
+task = Task(blocks, image_set.labels, indices, len(image_set.classes), epochs, views, seed, lite0.draw)
+live = [*FROZEN, "last stage"]
+rows = []
+for name in live:
+    model, before = copy.deepcopy(lite0.model), sum(lite0.timings.values())
+    started = time.perf_counter()
+    if name in FROZEN:
+        phases = FROZEN[name](model, task)
+    else:
+        phases = TUNED[name](model, task._replace(epochs=min(epochs, 5)))
+    seconds = time.perf_counter() - started - (sum(lite0.timings.values()) - before)  # without features not kept yet
+    best = phases[-1].history[phases[-1].best_epoch - 1]
+    rows.append(
+        {
+            "technique": name,
+            "validation accuracy": f"{best['val_acc']:.1%}",
+            "validation loss": f"{best['val_loss']:.3f}",
+            "gap": f"{best['train_acc_clean'] - best['val_acc']:+.1%}",
+            "epochs": sum(len(phase.history) for phase in phases),
+            "trained parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+            "seconds": f"{seconds:.1f}",
+        }
+    )
+print(f"{lite0.info.name} on {image_set.name}, weights: {lite0.info.kind}: {lite0.info.source}")
+print(pd.DataFrame(rows).to_string(index=False))
+
+# %% [markdown] id="technique-results-text"
+# ### 교차 검증으로 견주면
+#
+# 모든 기법을 같은 겹에서 잰 결과입니다(겹의 수, 이미지 크기, 에포크는 출력에 적혀 있습니다). 겹마다 학습 몫의 20%로 에포크를 고르고, 시험 몫은 한 번만 예측합니다.
+# 백본까지 학습하는 기법은 오래 걸려서 더 작은 이미지로 더 짧게 학습했으므로, 위 표와 숫자를 바로 견줄 수는 없습니다. 짝지은 검정은 보고서에 있습니다.
+#
+# `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
+
+# %% id="technique-results"
+here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, []
+for path in sorted((out_dir / "result/benchmarks").glob("techniques_*.json")):
+    described = json.loads(path.read_text(encoding="utf-8"))
+    same = all(here.get(name, info["sha256"]) == info["sha256"] for name, info in described["weights"].items())
+    if same and image_set.digest in described["data"].values():  # on these images, with these weights
+        measured.append((path.with_suffix(".csv"), described))
+if measured:
+    path, described = measured[-1]
+    summary = summarise_techniques(pd.read_csv(path))
+    summary = summary[[described["data"][name] == image_set.digest for name in summary["dataset"]]]
+    summary["accuracy (%)"] = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in summary.itertuples()]
+    print(f"{path.name}: {image_set.name}, {described['folds']} folds, {described['processor']}")
+    for name, info in described["weights"].items():
+        print(f"{name}: {info['source']}")
+    print(f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]")
+    frozen_ones = summary[summary["kind"] == "frozen"].pivot(index="model", columns="technique", values="accuracy (%)")
+    print(frozen_ones.reindex(index=summary["model"].unique(), columns=[*FROZEN]).to_string())
+    tuned = summary[summary["kind"] == "tuned"]
+    if len(tuned):
+        heading = f"more than the head trained, {described['epochs']} epochs at {described['size']} px, {described['folds']} folds"
+        print(f"\n{heading}; seconds: median of a fold")
+        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
+        print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
+        plot_techniques(tuned, heading)
+        plt.show()
+else:
+    print("no results of benchmarks.techniques for these images and weights here: skipped")
 
 # %% [markdown] id="save-text"
 # ## 9. 저장한 모델로 예측하기

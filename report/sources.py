@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import tomllib
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
@@ -13,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from typed import fail
 
 from transferlab.metrics import accuracy_interval, mcnemar_p
+from transferlab.techniques import paired_tests, summarise_techniques
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"01": ["resnet50"], "02": ["densenet121"], "03": ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]}
@@ -110,6 +112,35 @@ def read_peers(named):
     return described
 
 
+def read_techniques(named):
+    """The named benchmark of techniques, its folds summed up in "summary" (rows, each with its own {reference: test} in "tests"), the
+    "tests" of `paired_tests`, and how they came out in "overview"; None where none is named.
+    """
+    described = read_benchmark(named, "techniques")
+    if not described:
+        return None
+    table = pd.DataFrame(described["rows"])
+    tests, summary = paired_tests(table).to_dict("records"), summarise_techniques(table).to_dict("records")
+    place = itemgetter("kind", "dataset", "model", "technique")
+    for row in summary:
+        row["tests"] = {test["reference"]: test for test in tests if place(test) == place(row)}
+    return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests)}
+
+
+def list_verdicts(tests):
+    """How the tests of each technique came out: {"kind", "technique", "reference", "pairs": how many it was tested on, "better",
+    "worse", "indistinguishable": on how many of them, "difference": the median} from rows of `paired_tests`."""
+    grouped = {}
+    for test in tests:
+        grouped.setdefault((test["kind"], test["technique"], test["reference"]), []).append(test)
+    rows = []
+    for (kind, technique, reference), found in grouped.items():
+        counts = {verdict: sum(test["verdict"] == verdict for test in found) for verdict in ("better", "worse", "indistinguishable")}
+        named = {"kind": kind, "technique": technique, "reference": reference, "pairs": len(found)}
+        rows.append(named | counts | {"difference": median(test["difference"] for test in found)})
+    return rows
+
+
 def read_comparison(named, data, kind="compare"):
     """A named comparison on one dataset: its summary with "metrics" and "pairs" (rows), recomputed from its predictions, "path" and
     "differences" ({model: {other model: its pair, turned so that the difference is the model less the other}}); or None.
@@ -174,6 +205,7 @@ def load_context():
     runs = {model: read_run(named, notebook, model) for notebook, models in MODELS.items() for model in models}
     context = {name: read_benchmark(named, name) for name in BENCHMARKS}
     context["peers"] = read_peers(named)
+    context["techniques"] = read_techniques(named)
     context |= {f"compared_{short}": read_comparison(named, data) for short, data in DATASETS.items()}
     context["architectures"] = [found for data in DATASETS.values() if (found := read_comparison(named, data, "architectures"))]
     context |= {f"audit_{short}": read_audit(named, data) for short, data in DATASETS.items()}

@@ -323,10 +323,10 @@ def test_limits(root, capsys):
     assert run(root) == 0
     with_long_cells(root, outside=8, setup=0)
     assert_refused(root, capsys, '324 inlined lines of code outside "## 준비", at most 300', "many0 40")
-    with_long_cells(root, outside=7, setup=9)
-    assert_refused(root, capsys, "inlined lines of code, at most 650")
+    with_long_cells(root, outside=7, setup=14)
+    assert_refused(root, capsys, "inlined lines of code, at most 830")
     assert run(root, "--count") == 0
-    assert " 652    284 " in capsys.readouterr().out
+    assert " 852    284 " in capsys.readouterr().out
 
 
 def test_limit_of_one_cell_counts_code_only(root, capsys):

@@ -9,10 +9,12 @@ import types
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
 from transferlab.run import DEFAULT_VIEWS
+from transferlab.techniques import FROZEN, summarise_techniques
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -113,6 +115,30 @@ def test_03_alone(image_folder, tmp_path, monkeypatch):
     check_files(alone, ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"])
     assert "random initialisation: measures no transfer" in printed(executed)
     assert len(list((alone / "img").glob("training_results_*.png"))) == 1
+
+
+@pytest.mark.parametrize("digest, weights, found", [("d", "w", True), ("other", "w", False), ("d", "other", False)])
+def test_03_reads_techniques_of_its_own_images_and_weights(digest, weights, found, tmp_path, capsys):
+    folder, shown = tmp_path / "result/benchmarks", []
+    folder.mkdir(parents=True)
+    names = {"dataset": "ants", "model": "lite", "fold": 0, "n": 20, "macro_f1": 0.5, "seconds": 1.0, "trainable": 1234}
+    rows = [names | {"kind": kind, "technique": "linear probe", "correct": k} for kind, k in (("frozen", 15), ("tuned", 10))]
+    rows += [row | {"dataset": "faces", "correct": 1} for row in rows]  # in the same file, but not these images
+    pd.DataFrame(rows).to_csv(folder / "techniques_20260101_000000.csv", index=False)
+    infos = {"lite": {"sha256": "w", "source": "made up"}, "not run here": {"sha256": "x", "source": "s"}}
+    described = {"data": {"ants": "d", "faces": "f"}, "weights": infos}
+    described |= {"folds": 1, "processor": "p", "settings": {"epochs": 30}, "epochs": 10, "size": 112}
+    (folder / "techniques_20260101_000000.json").write_text(json.dumps(described))
+    space = {
+        "FROZEN": FROZEN, "out_dir": tmp_path, "json": json, "pd": pd, "plt": types.SimpleNamespace(show=lambda: None),
+        "image_set": types.SimpleNamespace(digest=digest, name="ants"),
+        "summaries": [{"model": "lite", "weights": {"sha256": weights}}],
+        "summarise_techniques": summarise_techniques, "plot_techniques": lambda summary, title: shown.append((summary, title)),
+    }
+    exec(cell(NOTEBOOKS[2], "technique-results").source, space)
+    text = capsys.readouterr().out
+    assert ("lite: made up" in text and "75.0 [" in text and "50.0 [" in text and "1234" in text) == found
+    assert ("skipped" in text) != found and len(shown) == found and "5.0 [" not in text.replace("75.0 [", "")
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ DEFINITIONS = [
     "95 ?%", "20%", "SHA-256", "[Rr]es[Nn]et50", "[Dd]ense[Nn]et121", "EfficientNet-(Lite0|B0|B3)",
     "Nadeau·Bengio 2003", "You 외 2021", "macro-F1", "K [=+] 1", "5겹( × 5번| 교차 검증)?", "30(에포크|벌)", "4에포크",
     "뷰 (1|4|30)벌", "96 px", "−1%포인트", r"0\.02", "시드 (0–9|10–19)", "1, 2, 3, 5 %p", "5에포크|5번", "15 %",
+    "정답의 0[.]1을", "10분의 1", "0[.]65배", "(Kumar|Ben Zaken|Zhang|Yun) 외 20(22|18|19)", "Ruder 2018",
     "헤드 100개", "300에포크", "0의 한쪽", "1입니다", "2.5–97.5 %", "양쪽 5 %, 검정력 80 %", "fp32", "1이면", "B[03]", r"^\d\. ",
 ]
 
@@ -206,6 +207,45 @@ def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
 def test_the_hash_of_every_named_file_is_its_own():
     for entry in tomllib.loads((ROOT / "report/runs.toml").read_text(encoding="utf-8"))["files"]:
         assert hashlib.sha256((ROOT / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_techniques_are_judged_by_paired_tests(context, monkeypatch):
+    """The section of a made-up measurement: a technique that gains on every fold is told apart, one that varies is not."""
+    folds = {"linear probe": [60, 61, 59, 60, 62], "full fine-tuning": [70, 72, 69, 70, 71], "biases only": [60, 62, 58, 60, 63]}
+    folds |= {"MixUp": [60, 62, 61, 60, 61], "CutMix": [70, 71, 70]}  # the last was interrupted
+    rows = [
+        {"kind": "tuned", "dataset": "d", "model": "m", "technique": name, "fold": fold, "correct": k, "n": 80, "macro_f1": 0.5,
+         "seconds": 9.5, "trainable": 1234, "epochs": 10} for name, counts in folds.items() for fold, k in enumerate(counts)
+    ]
+    described = {
+        "rows": rows, "path": "result/benchmarks/techniques.csv", "folds": 5, "size": 112, "epochs": 10, "processor": "p",
+        "threads": 2, "settings": {"epochs": 30}, "weights": {"m": {"kind": "file", "source": "made up"}},
+        "left_out": {"without_weights": ["vit"], "pairs": [{"dataset": "d", "models": ["n"]}], "incomplete": [
+            {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}]},
+    }
+    monkeypatch.setattr(sources, "read_benchmark", lambda named, name: described)
+    techniques = sources.read_techniques({})
+    told = context | {"techniques": techniques, "figures": context["figures"] | {"techniques/img/techniques": "img/made_up.png"}}
+    rendered = render.render(told)
+    assert "백본까지 학습하는 기법 full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in rendered[ROOT / "README.md"]
+    lines = rendered[ROOT / "experiment_report.md"].splitlines()
+    shown = {name: next(line for line in lines if line.startswith(f"| d | m | {name} |")) for name in folds}
+    full = shown["full fine-tuning"]
+    assert "88.0 % (352/400)" in full and "| +12.5 [+10.9, +14.1], **높음** |  | 1,234 |" in full
+    assert "음**" not in shown["biases only"] and "기준" in shown["linear probe"]
+    assert "-12.0 [-14.1, -9.9], **낮음** (full fine-tuning)" in shown["MixUp"]
+    assert "재지 못한 겹이 있음" in shown["CutMix"] and "(211/240)" in shown["CutMix"]
+    place = lines.index("구별된 것은 다음과 같습니다.")
+    assert lines[place + 2 : place + 5] == [
+        "- d, m: full fine-tuning의 정확도에서 linear probe의 정확도를 빼면 +12.5 [+10.9, +14.1], **높음**",
+        "- d, m: MixUp의 정확도에서 full fine-tuning의 정확도를 빼면 -12.0 [-14.1, -9.9], **낮음**", "",
+    ]
+    assert "| MixUp | full fine-tuning | 1 | 0 | 1 | 0 | -12.0 |" in lines
+    place = lines.index("재지 않은 것은 다음과 같습니다.")
+    assert lines[place + 2 : place + 5] == [
+        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.", "- d에서 백본까지 학습하는 기법: n.",
+        "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
+    ]
 
 
 def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monkeypatch):

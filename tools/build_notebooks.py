@@ -32,7 +32,7 @@ import nbformat
 
 PACKAGE = "transferlab"
 SETUP = "## 준비"
-MAX_INLINED, MAX_OPEN, MAX_CELL = 650, 300, 40
+MAX_INLINED, MAX_OPEN, MAX_CELL = 830, 300, 40
 # Without comment_magics=False, jupytext takes a comment such as "# copy the weights" for a shell command.
 PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": False}
 JUPYTEXT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}

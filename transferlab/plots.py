@@ -94,6 +94,23 @@ def plot_models(summaries):
     return figure
 
 
+def plot_techniques(summary, title):
+    """Accuracy against seconds of a fold, a panel a pair of dataset and model, techniques by number; `summary` as
+    `summarise_techniques` gives it."""
+    pairs, names = [*summary.groupby(["dataset", "model"], sort=False)], [*summary.technique.unique()]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(2.5 + 4.5 * len(pairs), 4.6), squeeze=False, layout="constrained")
+    box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLUE}
+    for axis, ((data, model), part) in zip(axes[0], pairs):
+        errors = part[["low", "high"]].sub(part.accuracy, axis=0).abs().T
+        axis.errorbar(part.seconds, 100 * part.accuracy, 100 * errors, fmt="none", ecolor=GREY, linewidth=1)
+        for row in part.itertuples():  # numbers, since names would lie on each other
+            axis.text(row.seconds, 100 * row.accuracy, 1 + names.index(row.technique), ha="center", va="center", fontsize=7, bbox=box)
+        axis.set(xlim=0, xlabel="seconds a fold", ylabel="accuracy (%)", title=f"{data}, n = {part.n.iloc[0]}\n{model}")
+    axis.text(1.03, 0.5, "\n".join(map("{} {}".format, range(1, 99), names)), va="center", fontsize=8, transform=axis.transAxes)
+    figure.suptitle(title, fontsize=8, wrap=True)
+    return figure
+
+
 def plot_audit(findings, kinds, image_set, leaks, heading):
     """The summary of an audit: findings by kind (a data frame with columns kind, serious), images per class, leak accuracies.
 
