@@ -107,8 +107,8 @@ def read_peers(named):
     """The named benchmark of peers, its "ratios" as lines of the report; None where none is named."""
     described = read_benchmark(named, "peers")
     if described:
-        lines = [line.replace("median of ", "바퀴 수 ").replace("mean epochs", "평균 에포크") for line in described["ratios"]]
-        described["ratios"] = lines
+        for english, korean in {"median of ": "바퀴 수 ", "mean epochs": "평균 에포크", " and ": ", "}.items():
+            described["ratios"] = [line.replace(english, korean) for line in described["ratios"]]
     return described
 
 
