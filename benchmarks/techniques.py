@@ -1,7 +1,7 @@
 """Which transfer technique, at what cost? Each on the same stratified folds, accuracy against seconds.
 
     python -m benchmarks.techniques --data DIR --weights DIR [--models NAME ...] [--tuned DATASET:NAME ...] [--minutes N]
-                                    [--folds 5] [--size 112] [--epochs 10] [--out DIR] [--cache-dir DIR]
+                                    [--folds 5] [--size 112] [--epochs 10] [--processes 1] [--out DIR] [--cache-dir DIR]
 
 On the study's two datasets where DIR holds them; on any other folder of images, on that one, with views of photos.
 Held-out protocol, one repeat: 20 % of every training fold choose the epoch, the test fold is predicted once.
@@ -10,12 +10,18 @@ frozen   Techniques that leave the backbone frozen (transferlab.techniques.FROZE
          pretrained weights are at hand, at the study's size and 30 epochs, features kept for all of them.
 tuned    Those that train more of it (TUNED), on the pairs that `--tuned` names (default: EfficientNet-Lite0 on each dataset, then
          ResNet50 on ants and bees), `--epochs` epochs at `--size` px, and the linear probe at that size beside them.
+alone    On a GPU: the seconds of full fine-tuning on one fold at the study's size for the pairs named whose backbone has no
+         pretrained weights. Such a run measures no transfer, so only its time is told.
+
+One process leaves most of a GPU idle: `--processes N` measures tuned techniques in N at once, each with one thread. What they write
+says so, since seconds then hold the waiting for each other, and only the first of a fold draws its views.
 
 `seconds` are a fold's, features included for tuned, heads alone for frozen. A fold is stored when it ends; an interrupted
 measurement goes on there, and `--minutes` ends it early: a technique that lacks a fold then is named, not shown. Each technique is
 tested on the same folds against the linear probe, and against what it adds to (transferlab.techniques.ADDS_TO).
 
-Written: result/benchmarks/techniques_{stamp}.csv, a row a technique, pair and fold; .json; img/techniques_{stamp}.png.
+Written: result/benchmarks/techniques_{stamp}.csv, a row a technique, pair and fold; .json; img/techniques_{stamp}.png. On a GPU
+the name is techniques_gpu.
 """
 
 import copy
@@ -30,7 +36,7 @@ from benchmarks.domain_gap import MODELS
 from benchmarks.findings import FACES, INSECTS
 from benchmarks.results import list_sources, make_parser, measure_or_read, run_command, unfinished_folder, write_results
 from transferlab.artifacts import machine
-from transferlab.backbones import Normalized, build_model, create_backbone
+from transferlab.backbones import Normalized, build_model, choose_device, create_backbone
 from transferlab.cache import default_cache
 from transferlab.compare import make_folds, study_of_all
 from transferlab.data import load_images
@@ -125,7 +131,8 @@ def list_work(options, pairs, infos, studies, folds):
         if infos[name].kind == "random":
             continue
         image_set, views = studies[data].image_set, views_of(data)(options.size)
-        blocks = view_blocks(image_set, views, seed=0)  # none kept: every technique draws its own
+        keep = 0 if options.processes == 1 else 128  # none kept: every technique draws its own; or the views of one fold
+        blocks = view_blocks(image_set, views, seed=0, keep=keep)
         for technique, function in {"linear probe": FROZEN["linear probe"], **TUNED}.items():
             for fold in folds[data]:
                 row = {"kind": "tuned", "dataset": data, "model": name, "technique": technique, "fold": fold[1]}
@@ -134,13 +141,27 @@ def list_work(options, pairs, infos, studies, folds):
     return work
 
 
+def measure_alone(options, pairs, infos, studies, folds):
+    """Full fine-tuning on the first fold for the pairs without pretrained weights, its time alone -> list of dicts."""
+    found = []
+    for data, name in [pair for pair in pairs if infos[pair[1]].kind == "random"]:
+        image_set, fold, views = studies[data].image_set, folds[data][0], views_of(data)()
+        blocks = view_blocks(image_set, views, seed=0)
+        measured = measure_tuned(TUNED["full fine-tuning"], name, "none", image_set, blocks, options.epochs, fold)
+        row = {"dataset": data, "model": name, "technique": "full fine-tuning", "images": len(fold[2])}
+        found.append(row | {key: measured[key] for key in ("seconds", "epochs", "trainable")})
+        print(f"time alone: {found[-1]}")
+    return found
+
+
 def choose_shown(summary, infos, options):
     """What the figure shows, the tuned techniques where there are any, and its title."""
     tuned = summary[summary.kind == "tuned"]
     size, epochs = (options.size, options.epochs) if len(tuned) else (224, STUDY_SETTINGS["epochs"])
     shown = tuned if len(tuned) else summary
     sources = list_sources({name: infos[name] for name in dict.fromkeys(shown.model)})
-    return shown, f"{options.folds} folds, {epochs} epochs at {size} px, {machine()['processor']}\n{sources}"
+    together = f", {options.processes} processes at once" if options.processes > 1 else ""
+    return shown, f"{options.folds} folds, {epochs} epochs at {size} px, {machine()['processor']}{together}\n{sources}"
 
 
 def find_pairs(named, studies):
@@ -163,7 +184,7 @@ def parse(arguments):
     parser = make_parser(__doc__, data=data, weights="a folder with the backbones' weights")
     parser.add_argument("--models", nargs="*", default=MODELS, metavar="NAME", help=f"frozen (default: {' '.join(MODELS)})")
     parser.add_argument("--tuned", nargs="*", metavar="DATASET:NAME", help="train more of them (default: see above)")
-    for name, default in {"folds": 5, "size": 112, "epochs": 10}.items():
+    for name, default in {"folds": 5, "size": 112, "epochs": 10, "processes": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="measure for so long; run again to go on")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
@@ -211,26 +232,25 @@ def print_left_out(left_out):
         print(f"not measured: tuned: {', '.join(one['models'])} on {one['dataset']} (name them with --tuned)")
 
 
-def main(arguments=None):
-    """Measures, prints, writes -> exit code."""
-    options = parse(arguments)
-    settings = STUDY_SETTINGS | {"views": DEFAULT_VIEWS}
-    studies = load_studies(options.data, settings)
+def prepare(options):
+    """What is to be measured -> (pairs, infos of the backbones, studies, folds).
+
+    Raises:
+        UserError: as `load_studies`, `find_pairs`, `create_backbone`; no backbone has weights.
+    """
+    studies = load_studies(options.data, STUDY_SETTINGS | {"views": DEFAULT_VIEWS})
     pairs = find_pairs(options.tuned, studies)
-    names = dict.fromkeys([*options.models, *(name for _, name in pairs)])
-    infos = {name: create_backbone(name, options.weights)[1] for name in names}
+    infos = {name: create_backbone(name, options.weights)[1] for name in dict.fromkeys([*options.models, *(n for _, n in pairs)])}
     if all(info.kind == "random" for info in infos.values()):
         raise UserError(f"none of {', '.join(infos)} has pretrained weights here: give --weights")
-    check_pairs(pairs, infos, options.size)
-    folds = {data: make_folds(study.image_set.labels, options.folds, 1, 0) for data, study in studies.items()}
-    described = {
-        "data": {data: study.image_set.digest for data, study in studies.items()}, "settings": settings,
-        "folds": options.folds, "size": options.size, "epochs": options.epochs,
-        "weights": {name: info._asdict() for name, info in infos.items() if info.kind != "random"},
-    }
-    folder, rows, points, missing = unfinished_folder(options.out, "techniques", described), [], [], []
-    end = time.monotonic() + 60 * options.minutes
-    for names, measure in list_work(options, pairs, infos, studies, folds):
+    return pairs, infos, studies, {data: make_folds(study.image_set.labels, options.folds, 1, 0) for data, study in studies.items()}
+
+
+def measure_points(work, folder, end):
+    """Measures what `work` lists, until `end` (seconds of `time.monotonic`), and keeps each in `folder` -> (rows, the files of them,
+    the names of what is missing)."""
+    rows, points, missing = [], [], []
+    for names, measure in work:
         path = folder / ("_".join(map(str, names.values())).replace("/", "_").replace(" ", "-") + ".json")
         if not path.is_file() and time.monotonic() > end:
             missing.append(names)
@@ -239,6 +259,36 @@ def main(arguments=None):
         rows.append(names | measure_or_read(path, measure))
         done = f"{rows[-1]['correct']}/{rows[-1]['n']}, {rows[-1]['seconds']:.1f} s"
         print(", ".join(map(str, names.values())) + f": {done}", flush=True)
+    return rows, points, missing
+
+
+def measure_share(number, options, folder, end):
+    """What one of several processes measures: of all techniques that train more than a head every `options.processes`-th point."""
+    torch.set_num_threads(1)
+    work = [one for one in list_work(options, *prepare(options)) if one[0]["kind"] == "tuned"]
+    measure_points(work[number::options.processes], folder, end)
+
+
+def main(arguments=None):
+    """Measures, prints, writes -> exit code."""
+    options = parse(arguments)
+    end = time.monotonic() + 60 * options.minutes
+    pairs, infos, studies, folds = prepare(options)
+    check_pairs(pairs, infos, options.size)
+    described = {
+        "data": {data: study.image_set.digest for data, study in studies.items()},
+        "settings": STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, "folds": options.folds, "size": options.size,
+        "epochs": options.epochs, "processes": options.processes,
+        "weights": {name: info._asdict() for name, info in infos.items() if info.kind != "random"},
+    }
+    gpu = choose_device().type == "cuda"
+    name = "techniques_gpu" if gpu else "techniques"
+    folder = unfinished_folder(options.out, name, described)
+    if gpu:
+        described["alone"] = measure_alone(options, pairs, infos, studies, folds)
+    if options.processes > 1:
+        torch.multiprocessing.spawn(measure_share, (options, folder, end), options.processes)
+    rows, points, missing = measure_points(list_work(options, pairs, infos, studies, folds), folder, end)
     incomplete = {tuple(names.values())[:4] for names in missing}  # its finished folds wait for the next call
     rows = [row for row in rows if tuple(row.values())[:4] not in incomplete]
     if not rows:
@@ -250,7 +300,7 @@ def main(arguments=None):
     left_out = find_left_out(missing, infos, studies, pairs)
     print_left_out(left_out)
     figure = plot_techniques(*choose_shown(summary, infos, options))
-    write_results(options.out, "techniques", rows, described | {"left_out": left_out}, figure, [] if missing else points)
+    write_results(options.out, name, rows, described | {"left_out": left_out}, figure, [] if missing else points)
     return 0
 
 

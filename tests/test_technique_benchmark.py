@@ -146,3 +146,39 @@ def test_a_backbone_that_cannot_be_tuned_is_refused_before_anything_is_measured(
         return benchmark.check_pairs(pairs, infos, size)
     with pytest.raises(UserError, match=f"--tuned with {name}: it cannot be tuned at {size} px .*{reason}"):
         benchmark.check_pairs(pairs, infos, size)
+
+
+def own_images(image_folder, folder):
+    """Discs and squares and the smallest backbone's weights in `folder` -> arguments that tune it on them."""
+    shutil.copytree(image_folder, folder / "data/buttons")
+    (folder / "weights").mkdir()
+    save_file(create_backbone(TINY, "none")[0].state_dict(), folder / f"weights/{TINY}.safetensors")
+    places = ["--data", str(folder / "data"), "--weights", str(folder / "weights"), "--out", str(folder)]
+    return [*places, "--models", "--tuned", f"buttons:{TINY}", "--folds", "3", "--size", "32", "--epochs", "2"]
+
+
+def test_shares_are_all_points_once(tmp_path, monkeypatch, image_folder):
+    measured = []
+    monkeypatch.setattr(benchmark, "measure_points", lambda work, folder, end: measured.extend(names for names, _ in work))
+    options = benchmark.parse([*own_images(image_folder, tmp_path), "--processes", "4"])
+    for number in range(4):
+        benchmark.measure_share(number, options, tmp_path, 0)
+    everything = [names for names, _ in benchmark.list_work(options, *benchmark.prepare(options))]
+    places = [*map(str, measured)]
+    assert len(everything) == 3 * (1 + len(TUNED)) and sorted(places) == sorted(map(str, everything))
+
+
+@pytest.mark.slow
+def test_several_processes_measure_what_one_does(tmp_path, image_folder):
+    arguments, tables = own_images(image_folder, tmp_path), []
+    for number in "1", "2":
+        assert benchmark.main([*arguments, "--processes", number]) == 0
+        tables.append(pd.read_csv(max(tmp_path.glob("result/benchmarks/techniques_*.csv"))).drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_without_pretrained_weights_only_the_time_is_told(whole):
+    fold, infos = make_folds(whole.image_set.labels, 4, 1, 0)[0], {TINY: WeightsInfo(TINY, TINY, "random", "", "")}
+    given = [("d", TINY)], infos, {"d": whole}, {"d": [fold]}
+    (row,) = benchmark.measure_alone(SimpleNamespace(epochs=1), *given)
+    assert row["seconds"] > 0 and row["epochs"] == 1 and row["images"] == len(fold[2]) and not {"correct", "n", "macro_f1"} & {*row}
