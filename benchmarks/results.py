@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +37,7 @@ def load_dataset(data, name):
 
 def list_sources(infos):
     """Where the weights of {backbone: WeightsInfo} come from, a line each, for a figure's title."""
-    return "\n".join(f"{name}: {info.source[:110]}" for name, info in infos.items())
+    return "\n".join(f"{name}: {textwrap.shorten(info.source, 110, placeholder=' ...')}" for name, info in infos.items())
 
 
 def unfinished_folder(out, name, used):

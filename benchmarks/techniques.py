@@ -42,7 +42,7 @@ from transferlab.compare import make_folds, study_of_all
 from transferlab.data import load_images
 from transferlab.errors import UserError
 from transferlab.features import view_blocks
-from transferlab.plots import plot_techniques
+from transferlab.plots import plot_technique_accuracies, plot_techniques
 from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import STUDY_SETTINGS, freeze_backbone
 from transferlab.techniques import FROZEN, TUNED, Task, paired_tests, stages, summarise_techniques
@@ -154,14 +154,15 @@ def measure_alone(options, pairs, infos, studies, folds):
     return found
 
 
-def choose_shown(summary, infos, options):
-    """What the figure shows, the tuned techniques where there are any, and its title."""
+def draw_figure(summary, infos, options):
+    """The tuned techniques where there are any, against seconds where each was measured alone."""
     tuned = summary[summary.kind == "tuned"]
     size, epochs = (options.size, options.epochs) if len(tuned) else (224, STUDY_SETTINGS["epochs"])
     shown = tuned if len(tuned) else summary
     sources = list_sources({name: infos[name] for name in dict.fromkeys(shown.model)})
     together = f", {options.processes} processes at once" if options.processes > 1 else ""
-    return shown, f"{options.folds} folds, {epochs} epochs at {size} px, {machine()['processor']}{together}\n{sources}"
+    plot = plot_technique_accuracies if together else plot_techniques
+    return plot(shown, f"{options.folds} folds, {epochs} epochs at {size} px, {machine()['processor']}{together}\n{sources}")
 
 
 def find_pairs(named, studies):
@@ -299,8 +300,8 @@ def main(arguments=None):
     print("\nless a reference, on the same folds:", tests.to_string(index=False, float_format="%.3f"), sep="\n")
     left_out = find_left_out(missing, infos, studies, pairs)
     print_left_out(left_out)
-    figure = plot_techniques(*choose_shown(summary, infos, options))
-    write_results(options.out, name, rows, described | {"left_out": left_out}, figure, [] if missing else points)
+    left = [] if missing else points
+    write_results(options.out, name, rows, described | {"left_out": left_out}, draw_figure(summary, infos, options), left)
     return 0
 
 

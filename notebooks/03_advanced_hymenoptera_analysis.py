@@ -495,35 +495,38 @@ print(pd.DataFrame(rows).to_string(index=False))
 # 모든 기법을 같은 겹에서 잰 결과입니다(겹의 수, 이미지 크기, 에포크는 출력에 적혀 있습니다). 겹마다 학습 몫의 20%로 에포크를 고르고, 시험 몫은 한 번만 예측합니다.
 # 백본까지 학습하는 기법은 오래 걸려서 더 작은 이미지로 더 짧게 학습했으므로, 위 표와 숫자를 바로 견줄 수는 없습니다. 짝지은 검정은 보고서에 있습니다.
 #
-# `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
+# `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 여러 기계에서 잰 것은 기계마다 보입니다. 여러 프로세스가 한꺼번에 잰 것은 시간을 적지 않습니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
 
 # %% id="technique-results"
-here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, []
+here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, {}
 for path in sorted((out_dir / "result/benchmarks").glob("techniques_*.json")):
     described = json.loads(path.read_text(encoding="utf-8"))
     same = all(here.get(name, info["sha256"]) == info["sha256"] for name, info in described["weights"].items())
     if same and image_set.digest in described["data"].values():  # on these images, with these weights
-        measured.append((path.with_suffix(".csv"), described))
-if measured:
-    path, described = measured[-1]
+        measured[described["processor"]] = (path.with_suffix(".csv"), described)  # the latest of each machine
+for path, described in measured.values():
     summary = summarise_techniques(pd.read_csv(path))
     summary = summary[[described["data"][name] == image_set.digest for name in summary["dataset"]]]
     summary["accuracy (%)"] = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in summary.itertuples()]
     print(f"{path.name}: {image_set.name}, {described['folds']} folds, {described['processor']}")
     for name, info in described["weights"].items():
         print(f"{name}: {info['source']}")
-    print(f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]")
-    frozen_ones = summary[summary["kind"] == "frozen"].pivot(index="model", columns="technique", values="accuracy (%)")
-    print(frozen_ones.reindex(index=summary["model"].unique(), columns=[*FROZEN]).to_string())
-    tuned = summary[summary["kind"] == "tuned"]
+    frozen_ones, tuned = summary[summary["kind"] == "frozen"], summary[summary["kind"] == "tuned"]
+    if len(frozen_ones):
+        print(f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]")
+        table = frozen_ones.pivot(index="model", columns="technique", values="accuracy (%)")
+        print(table.reindex(index=frozen_ones["model"].unique(), columns=[*FROZEN]).to_string())
     if len(tuned):
         heading = f"more than the head trained, {described['epochs']} epochs at {described['size']} px, {described['folds']} folds"
-        print(f"\n{heading}; seconds: median of a fold")
-        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
+        alone = described.get("processes", 1) == 1  # else seconds hold the waiting for each other
+        print(f"\n{heading}" + "; seconds: median of a fold" * alone)
+        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters"] + ["seconds"] * alone
         print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
-        plot_techniques(tuned, heading)
-        plt.show()
-else:
+        if alone:
+            plot_techniques(tuned, heading)
+            plt.show()
+    print()
+if not measured:
     print("no results of benchmarks.techniques for these images and weights here: skipped")
 
 # %% [markdown] id="save-text"

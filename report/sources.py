@@ -115,16 +115,30 @@ def read_peers(named):
 def read_techniques(named):
     """The named benchmark of techniques, its folds summed up in "summary" (rows, each with its own {reference: test} in "tests"), the
     "tests" of `paired_tests`, and how they came out in "overview"; None where none is named.
+
+    What a GPU has tuned stands in the same lists, its kind "gpu", its machine and time in "gpu" (None: no GPU was used).
     """
-    described = read_benchmark(named, "techniques")
+    described, gpu = read_benchmark(named, "techniques"), read_benchmark(named, "techniques_gpu")
     if not described:
         return None
     table = pd.DataFrame(described["rows"])
+    if gpu:
+        tuned = pd.DataFrame(gpu["rows"]).query("kind == 'tuned'").assign(kind="gpu")
+        table = pd.concat([table, tuned])
+        measured = {*zip(tuned.dataset, tuned.model)}
+        described["left_out"] = join_left_out(described["left_out"], gpu["left_out"], measured)
     tests, summary = paired_tests(table).to_dict("records"), summarise_techniques(table).to_dict("records")
     place = itemgetter("kind", "dataset", "model", "technique")
     for row in summary:
         row["tests"] = {test["reference"]: test for test in tests if place(test) == place(row)}
-    return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests)}
+    return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests), "gpu": gpu}
+
+
+def join_left_out(left_out, of_gpu, measured):
+    """What neither machine has measured, from what each left out and the (dataset, model) `measured` on the GPU, in part at least."""
+    others = [one | {"models": [m for m in one["models"] if (one["dataset"], m) not in measured]} for one in left_out["pairs"]]
+    partly = [one | {"kind": "gpu"} for one in of_gpu["incomplete"] if (one["dataset"], one["model"]) in measured]
+    return left_out | {"pairs": [one for one in others if one["models"]], "incomplete": left_out["incomplete"] + partly}
 
 
 def list_verdicts(tests):

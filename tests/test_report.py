@@ -223,11 +223,23 @@ def test_techniques_are_judged_by_paired_tests(context, monkeypatch):
         "left_out": {"without_weights": ["vit"], "pairs": [{"dataset": "d", "models": ["n"]}], "incomplete": [
             {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}]},
     }
-    monkeypatch.setattr(sources, "read_benchmark", lambda named, name: described)
+    of_gpu = described | {  # another pair, and of one more a technique without its probe
+        "rows": [row | {"model": "g"} for row in rows] + [row | {"model": "h"} for row in rows if row["technique"] == "MixUp"],
+        "processes": 7, "processor": "a GPU", "versions": {"torch": "9.9"}, "path": "result/benchmarks/techniques_gpu.csv",
+        "alone": [{"dataset": "d", "model": "vit", "technique": "full fine-tuning", "images": 64, "seconds": 21.4, "epochs": 10,
+                   "trainable": 8642}],
+        "left_out": {"without_weights": ["vit"], "pairs": [], "incomplete": [
+            {"kind": "tuned", "dataset": "d", "model": name, "techniques": ["CutMix"]} for name in ("m", "g")]},
+    }
+    described["left_out"]["pairs"].append({"dataset": "d", "models": ["g"]})
+    found = {"techniques": described, "techniques_gpu": of_gpu}
+    monkeypatch.setattr(sources, "read_benchmark", lambda named, name: found[name] and {**found[name]})
     techniques = sources.read_techniques({})
-    told = context | {"techniques": techniques, "figures": context["figures"] | {"techniques/img/techniques": "img/made_up.png"}}
+    drawn = {f"{name}/img/{name}": f"img/{name}.png" for name in found}
+    told = context | {"techniques": techniques, "figures": context["figures"] | drawn}
     rendered = render.render(told)
-    assert "백본까지 학습하는 기법 full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in rendered[ROOT / "README.md"]
+    counts = "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1"
+    assert f"백본까지 학습하는 기법 {counts}; 같은 것을 GPU에서 {counts}." in rendered[ROOT / "README.md"]
     lines = rendered[ROOT / "experiment_report.md"].splitlines()
     shown = {name: next(line for line in lines if line.startswith(f"| d | m | {name} |")) for name in folds}
     full = shown["full fine-tuning"]
@@ -242,10 +254,21 @@ def test_techniques_are_judged_by_paired_tests(context, monkeypatch):
     ]
     assert "| MixUp | full fine-tuning | 1 | 0 | 1 | 0 | -12.0 |" in lines
     place = lines.index("재지 않은 것은 다음과 같습니다.")
-    assert lines[place + 2 : place + 5] == [
-        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.", "- d에서 백본까지 학습하는 기법: n.",
-        "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
+    assert lines[place + 2 : place + 6] == [
+        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.", "- d, g (GPU): CutMix. 겹을 다 채우지 못했습니다.",
+        "- d에서 백본까지 학습하는 기법: n.", "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
     ]
+    place, text = lines.index("**백본까지 학습하는 기법, GPU에서**"), "\n".join(lines)
+    (probe,) = [line for line in lines[place:] if line.startswith("| d | g | linear probe |")]
+    assert probe.endswith("| 기준 |  | 1,234 |")  # no seconds: seven shared the GPU
+    assert "프로세스 7개가" in lines[place + 2] and "![전이 기법, GPU](img/techniques_gpu.png)" in lines[place:]
+    assert "- vit: d의 이미지 64장, 연구와 같은 크기, 10에포크에 21초(뷰를 그리는 시간 포함). 학습한 파라미터 8,642개." in lines
+    assert "| d | h | MixUp |" in text and text.count("![전이 기법](img/techniques.png)") == 1
+
+    found["techniques_gpu"] = None
+    rendered = render.render(told | {"techniques": sources.read_techniques({})})
+    assert "GPU에서" not in rendered[ROOT / "experiment_report.md"] and "- d에서 백본까지 학습하는 기법: g." in rendered[
+        ROOT / "experiment_report.md"].splitlines()
 
 
 def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monkeypatch):

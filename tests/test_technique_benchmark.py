@@ -14,7 +14,7 @@ from transferlab.backbones import WeightsInfo, create_backbone
 from transferlab.compare import make_folds
 from transferlab.errors import UserError
 from transferlab.metrics import accuracy_interval, corrected_resampled_t
-from transferlab.plots import plot_techniques
+from transferlab.plots import plot_technique_accuracies, plot_techniques
 from transferlab.study import freeze_backbone
 from transferlab.techniques import FROZEN, TUNED, paired_tests, summarise_techniques
 from transferlab.views import anime_views
@@ -54,6 +54,10 @@ def test_the_summary_counts_over_folds():
     assert summary.seconds.tolist() == [2.0, 2.0] and summary.macro_f1.tolist() == pytest.approx([0.8, 0.08])
     assert (summary.low[0], summary.high[0]) == accuracy_interval(120, 150)
     plot_techniques(summary, "made up").savefig("/dev/null", format="png")
+    figure = plot_technique_accuracies(pd.concat([summary, summary[:1].assign(model="other", technique="c")]), "made up")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"] and len(figure.axes) == 2
+    (line, *_), = figure.axes[1].containers
+    assert line.get_xdata().tolist() == [80.0] and line.get_ydata().tolist() == [2]
 
 
 def test_techniques_are_tested_on_the_folds_of_their_own_pair():

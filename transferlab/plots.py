@@ -111,6 +111,26 @@ def plot_techniques(summary, title):
     return figure
 
 
+def plot_technique_accuracies(summary, title):
+    """Accuracy with its 95 % interval, a panel a pair of dataset and model, for techniques whose seconds tell nothing since they were
+    measured at once; `summary` as `summarise_techniques` gives it."""
+    pairs, names = [*summary.groupby(["model", "dataset"], sort=False)], [*summary.technique.unique()]
+    rows, columns = -(-len(pairs) // 4), min(4, len(pairs))
+    size = (2 + 3 * columns, 1 + (0.7 + 0.25 * len(names)) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axis, ((model, data), part) in zip(axes.flat, pairs):
+        errors = part[["low", "high"]].sub(part.accuracy, axis=0).abs().T
+        axis.errorbar(100 * part.accuracy, [*map(names.index, part.technique)], xerr=100 * errors, fmt="o", color=BLUE, ecolor=GREY)
+        axis.set(xlabel="accuracy (%)", title=f"{model}\n{data}, n = {part.n.iloc[0]}")
+        axis.title.set_fontsize(9)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    for axis in axes.flat[len(pairs):]:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=8, wrap=True)
+    return figure
+
+
 def plot_audit(findings, kinds, image_set, leaks, heading):
     """The summary of an audit: findings by kind (a data frame with columns kind, serious), images per class, leak accuracies.
 
