@@ -27,8 +27,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from benchmarks.engine import make_study
-from benchmarks.findings import FACES, INSECTS, TRANSFORMS, all_images
-from benchmarks.results import list_sources, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.findings import all_images
+from benchmarks.results import (
+    FACES,
+    INSECTS,
+    list_sources,
+    make_parser,
+    measure_or_read,
+    run_command,
+    unfinished_folder,
+    write_results,
+)
 from transferlab.artifacts import machine
 from transferlab.backbones import (
     BACKBONES,
@@ -97,7 +106,7 @@ def stage_means(model, blocks):
 
 def tune_partly(data, dataset, name, cut, weights, epochs):
     """Trains everything from `cut` on by the study's split -> {"stages": names, "cka": [before][after], "val_acc": accuracy}."""
-    study, device = make_study(data, dataset=dataset, transforms=TRANSFORMS[dataset], epochs=epochs), choose_device()
+    study, device = make_study(data, dataset=dataset, epochs=epochs), choose_device()
     labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
     model = create_backbone(name, weights)[0]
     set_head(model, make_head(model.head_hidden_size, len(study.image_set.classes), seed=study.seed)).to(device)
@@ -154,7 +163,7 @@ def parse(arguments):
 def main(arguments=None):
     """Measures, prints, writes -> exit code."""
     options = parse(arguments)
-    studies = {data: all_images(options.data, data) for data in TRANSFORMS}
+    studies = {data: all_images(options.data, data) for data in (FACES, INSECTS)}
     infos = {name: create_backbone(name, options.weights)[1] for name in options.models}
     pretrained = [name for name, info in infos.items() if info.kind != "random"]
     if not pretrained:

@@ -36,7 +36,7 @@ from transferlab.many import Job, train_many
 from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import STUDY_SETTINGS, Study, freeze_backbone, train_study
 from transferlab.train import train
-from transferlab.views import anime_views
+from transferlab.views import views_of
 
 SETTINGS = STUDY_SETTINGS | {"patience": 0, "views": DEFAULT_VIEWS}
 SEEDS, FOLDS = 20, 5
@@ -44,7 +44,7 @@ SEEDS, FOLDS = 20, 5
 
 def make_study(data, *, dataset="manga_facial_expressions", transforms=None, **changed):
     """The study of a dataset, the manga faces as notebook 01 runs them, without early stopping; `changed` settings instead."""
-    image_set, transforms = load_images(data, prefer=dataset), transforms or anime_views()
+    image_set, transforms = load_images(data, prefer=dataset), transforms or views_of(dataset)
     indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
     return Study(image_set, transforms, indices, view_blocks(image_set, transforms, seed=42), SETTINGS | changed, 42)
 

@@ -23,7 +23,17 @@ import torch
 from torch import nn
 
 from benchmarks.engine import make_study
-from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import (
+    FACES,
+    INSECTS,
+    list_sources,
+    load_dataset,
+    make_parser,
+    measure_or_read,
+    run_command,
+    unfinished_folder,
+    write_results,
+)
 from benchmarks.roofline import time_forwards
 from transferlab.artifacts import machine
 from transferlab.backbones import (
@@ -44,10 +54,8 @@ from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import STUDY_SETTINGS, freeze_backbone, train_study
 from transferlab.train import evaluate, train
-from transferlab.views import anime_views, hymenoptera_views
+from transferlab.views import views_of
 
-FACES, INSECTS = "manga_facial_expressions", "hymenoptera_data"
-TRANSFORMS = {FACES: anime_views(), INSECTS: hymenoptera_views()}
 ABLATED = [(FACES, "resnet50"), (FACES, "densenet121"), (INSECTS, "efficientnet_lite0")]
 UNTRAINED = [(FACES, "resnet50"), (INSECTS, "efficientnet_lite0")]  # also from random weights
 RANKED = ("vit", "efficientnet_b3", "efficientnet_b0")  # on the insects, in the study's order
@@ -61,7 +69,7 @@ def all_images(data, dataset):
     Raises:
         UserError: `data` lacks the dataset.
     """
-    return study_of_all(load_dataset(data, dataset), TRANSFORMS[dataset], STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, seed=0)
+    return study_of_all(load_dataset(data, dataset), views_of(dataset), STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, seed=0)
 
 
 def train_curves(frozen, study, folds, variant):
@@ -349,7 +357,7 @@ def parse(arguments):
 def main(arguments=None):
     """Measures, prints, writes -> exit code."""
     options = parse(arguments)
-    studies = {data: all_images(options.data, data) for data in TRANSFORMS}
+    studies = {data: all_images(options.data, data) for data in (FACES, INSECTS)}
     infos = {name: create_backbone(name, options.weights)[1] for name in [*dict(map(reversed, ABLATED)), *RANKED]}
     missing = [model for _, model in ABLATED if infos[model].kind == "random"]
     if missing:

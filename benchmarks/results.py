@@ -13,6 +13,8 @@ from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.data import load_images
 from transferlab.errors import UserError
 
+FACES, INSECTS = "manga_facial_expressions", "hymenoptera_data"  # the study's datasets
+
 
 def make_parser(description, *, data, weights):
     """The parser of a benchmark with what all of them take; `data` and `weights` say which folders are needed."""

@@ -28,7 +28,17 @@ import torch
 
 from benchmarks.engine import make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import (
+    FACES,
+    INSECTS,
+    list_sources,
+    load_dataset,
+    make_parser,
+    measure_or_read,
+    run_command,
+    unfinished_folder,
+    write_results,
+)
 from transferlab import features
 from transferlab.artifacts import machine
 from transferlab.backbones import (
@@ -44,10 +54,8 @@ from transferlab.errors import UserError
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import freeze_backbone, train_study
-from transferlab.views import anime_views, hymenoptera_views
+from transferlab.views import views_of
 
-FACES = ("manga_facial_expressions", anime_views())
-INSECTS = ("hymenoptera_data", hymenoptera_views())
 DATASETS = {"resnet50": FACES, "densenet121": FACES}  # notebooks 01 and 02; all others are those of 03
 BATCH_SIZES = (4, 8, 16, 32, 64)
 PARTS = {  # of a run, in its order, with their colours
@@ -117,10 +125,10 @@ def render_counted(blocks, seconds):
 
 def run_once(name, data, weights, views):
     """One whole run in this process -> dict of its seconds ("wall" and by phase), the images drawn in each precision, accuracy."""
-    dataset, transforms = DATASETS.get(name, INSECTS)
+    dataset = DATASETS.get(name, INSECTS)
     seconds, asked = {"waited": 0.0, "rendered": 0.0}, set()
     started = time.perf_counter()
-    study = make_study(data, dataset=dataset, transforms=transforms, patience=5, views=views)
+    study = make_study(data, dataset=dataset, patience=5, views=views)
     loaded = time.perf_counter()
     study = study._replace(blocks=render_counted(study.blocks, seconds))
     frozen = freeze_backbone(name, study, weights=weights)
@@ -207,10 +215,10 @@ def load_sweep(models, data, weights):
     """
     device, swept, infos, digests, clean = choose_device(), {}, {}, {}, {}
     for name in models:
-        dataset, transforms = DATASETS.get(name, INSECTS)
+        dataset = DATASETS.get(name, INSECTS)
         if dataset not in clean:
             image_set = load_dataset(data, dataset)
-            blocks = features.view_blocks(image_set, transforms, seed=42)
+            blocks = features.view_blocks(image_set, views_of(dataset), seed=42)
             some = torch.arange(min(max(BATCH_SIZES), len(image_set.labels)))
             clean[dataset], digests[dataset] = torch.cat([*blocks(0, some)]).to(device), image_set.digest
         model, infos[name] = create_backbone(name, weights)

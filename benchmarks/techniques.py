@@ -33,8 +33,16 @@ import torch
 from sklearn.metrics import f1_score
 
 from benchmarks.domain_gap import MODELS
-from benchmarks.findings import FACES, INSECTS
-from benchmarks.results import list_sources, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import (
+    FACES,
+    INSECTS,
+    list_sources,
+    make_parser,
+    measure_or_read,
+    run_command,
+    unfinished_folder,
+    write_results,
+)
 from transferlab.artifacts import machine
 from transferlab.backbones import Normalized, build_model, choose_device, create_backbone
 from transferlab.cache import default_cache
@@ -47,13 +55,7 @@ from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import STUDY_SETTINGS, freeze_backbone
 from transferlab.techniques import FROZEN, TUNED, Task, paired_tests, stages, summarise_techniques
 from transferlab.train import evaluate
-from transferlab.views import anime_views, hymenoptera_views
-
-VIEWS = {FACES: anime_views, INSECTS: hymenoptera_views}
-
-
-def views_of(data):
-    return VIEWS.get(data, hymenoptera_views)
+from transferlab.views import views_of
 
 
 def load_studies(folder, settings):
@@ -63,9 +65,9 @@ def load_studies(folder, settings):
         UserError: as `load_images`.
     """
     root = Path(folder).expanduser()
-    held = [name for name in VIEWS if root.resolve().name == name or [*root.glob(name), *root.glob(f"*/{name}")]]
+    held = [name for name in (FACES, INSECTS) if root.resolve().name == name or [*root.glob(name), *root.glob(f"*/{name}")]]
     found = [load_images(root, prefer=name) for name in held or [""]]
-    return {images.name: study_of_all(images, views_of(images.name)(), settings, seed=0) for images in found}
+    return {images.name: study_of_all(images, views_of(images.name), settings, seed=0) for images in found}
 
 
 def trained_parameters(model):
@@ -130,7 +132,7 @@ def list_work(options, pairs, infos, studies, folds):
     for data, name in pairs:
         if infos[name].kind == "random":
             continue
-        image_set, views = studies[data].image_set, views_of(data)(options.size)
+        image_set, views = studies[data].image_set, views_of(data, options.size)
         keep = 0 if options.processes == 1 else 128  # none kept: every technique draws its own; or the views of one fold
         blocks = view_blocks(image_set, views, seed=0, keep=keep)
         for technique, function in {"linear probe": FROZEN["linear probe"], **TUNED}.items():
@@ -145,7 +147,7 @@ def measure_alone(options, pairs, infos, studies, folds):
     """Full fine-tuning on the first fold for the pairs without pretrained weights, its time alone -> list of dicts."""
     found = []
     for data, name in [pair for pair in pairs if infos[pair[1]].kind == "random"]:
-        image_set, fold, views = studies[data].image_set, folds[data][0], views_of(data)()
+        image_set, fold, views = studies[data].image_set, folds[data][0], views_of(data)
         blocks = view_blocks(image_set, views, seed=0)
         measured = measure_tuned(TUNED["full fine-tuning"], name, "none", image_set, blocks, options.epochs, fold)
         row = {"dataset": data, "model": name, "technique": "full fine-tuning", "images": len(fold[2])}

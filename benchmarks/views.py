@@ -32,7 +32,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch.nn import functional as F
 
-from benchmarks.results import load_dataset, make_parser, run_command
+from benchmarks.results import FACES, INSECTS, load_dataset, make_parser, run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import choose_device, choose_precision, create_backbone, make_head, split_features
 from transferlab.cache import cache_bound, clear_cache, default_cache
@@ -42,9 +42,8 @@ from transferlab.features import feature_drawer, view_blocks
 from transferlab.many import Job, train_many
 from transferlab.metrics import bootstrap_interval
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
-from transferlab.views import anime_views, hymenoptera_views
+from transferlab.views import views_of
 
-DATASETS = {"manga_facial_expressions": anime_views(), "hymenoptera_data": hymenoptera_views()}
 MODELS = ("resnet50", "densenet121", "efficientnet_lite0")
 VIEWS, FOLDS = 30, 5
 BLOCKS = {"0-9": range(10), "10-19": range(10, 20)}  # of seeds: what passes on the first must pass again on the second
@@ -153,7 +152,7 @@ def work_order(raw):
 
 def measure_all(folder, drawn, minutes):
     """Measures in that order, for so many minutes -> {(dataset, model, scheme, K): {block: arrays}}."""
-    pairs = [(dataset, model) for dataset in DATASETS for model in MODELS]
+    pairs = [(dataset, model) for dataset in (FACES, INSECTS) for model in MODELS]
     raw = {(*pair, *setting): {} for setting in SETTINGS for pair in pairs}
     end = time.monotonic() + 60 * minutes
     for setting, block in work_order(raw):
@@ -232,7 +231,7 @@ def plot_curves(table, sources):
     table = table[table.seeds == shown]
     figure, axes = plt.subplots(2, len(MODELS), figsize=(11, 6), sharex=True, layout="constrained")
     styles = {"cycle": (BLUE, "o-"), "cycle+clean": (ORANGE, "s--"), "between+clean": (GREEN, "^-.")}
-    for row, dataset in zip(axes, DATASETS):
+    for row, dataset in zip(axes, (FACES, INSECTS)):
         for axis, model in zip(row, MODELS):
             part = table[(table.dataset == dataset) & (table.model == model)]
             for scheme, (colour, style) in styles.items():
@@ -267,9 +266,9 @@ def main(arguments=None):
     for folder in (unfinished, out / "img"):
         folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
-    for dataset, views in DATASETS.items():
+    for dataset in (FACES, INSECTS):
         image_set = load_dataset(options.data, dataset)
-        features, infos = draw_views(image_set, views, options.weights, options.cache_dir)
+        features, infos = draw_views(image_set, views_of(dataset), options.weights, options.cache_dir)
         drawn[dataset] = image_set, features
     sources = {name: info.source for name, info in infos.items()}
     used = json.dumps([infos, str(choose_precision(choose_device())), machine()["versions"]]).encode()

@@ -81,7 +81,7 @@ def test_zero_shot_classes_are_imagenets():
 
 def test_the_random_baseline_names_its_own_weights(image_folder, tmp_path, monkeypatch):
     """Beside a backbone from a file; its own classifier has 5 classes, so nothing can be asked without training."""
-    monkeypatch.setattr(compare, "hymenoptera_views", lambda: hymenoptera_views(32))
+    monkeypatch.setitem(compare.VIEWS, "photos", lambda: hymenoptera_views(32))
     (tmp_path / "weights").mkdir()
     save_file(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "weights" / "test_resnet.safetensors")
     arguments = ["compare", "--models", "test_resnet", "--data", str(image_folder), "--weights", str(tmp_path / "weights")]
@@ -94,7 +94,7 @@ def test_the_random_baseline_names_its_own_weights(image_folder, tmp_path, monke
 
 
 def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "hymenoptera_views", lambda: hymenoptera_views(32))
+    monkeypatch.setitem(compare.VIEWS, "photos", lambda: hymenoptera_views(32))
     out, models = tmp_path / "out", ("test_resnet", "test_efficientnet")
     arguments = ["compare", "--models", *models, "--data", str(image_folder), "--weights", "none", "--cache-dir", ""]
     arguments += ["--folds", "4", "--repeats", "2", "--views", "2", "--out", str(out)]

@@ -22,6 +22,7 @@ from transferlab.metrics import (
     images_needed,
     macro_f1_interval,
     mcnemar_p,
+    verdicts,
 )
 
 
@@ -53,6 +54,13 @@ def test_wilson_from_the_tables(correct, n, low, high):
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.2], [0.5, 0.5, 0.9], [0.0, 1.0, 0.02, 0.02, 0.03]])
 def test_holm_is_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_verdicts_are_those_of_holms_adjusted_values():
+    tests = [{"p": 0.03, "difference": 0.1}, {"p": 0.01, "difference": -0.1}, {"p": 0.04, "difference": 0.2}]
+    assert verdicts(tests) == [(0.06, "indistinguishable"), (0.03, "worse"), (0.06, "indistinguishable")]
+    assert verdicts(tests[:1]) == [(0.03, "better")]
+    assert verdicts([]) == []
 
 
 def test_the_corrected_test_is_students_where_training_sets_do_not_overlap():

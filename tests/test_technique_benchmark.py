@@ -78,7 +78,7 @@ def test_techniques_are_tested_on_the_folds_of_their_own_pair():
 
 
 def test_an_interrupted_measurement_goes_on_and_names_what_is_missing(tmp_path, monkeypatch, capsys, image_folder, whole):
-    monkeypatch.setattr(benchmark, "VIEWS", {"d": lambda size=32: whole.views})
+    monkeypatch.setattr(benchmark, "views_of", lambda dataset, size: whole.views)
     monkeypatch.setattr(benchmark, "load_studies", lambda folder, settings: {"d": whole})
     info = WeightsInfo("m", TINY, "file", "here", "")
     monkeypatch.setattr(benchmark, "create_backbone", lambda name, weights: (None, info))

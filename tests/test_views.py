@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from transferlab.views import anime_views, hymenoptera_views, render_view, view_seed
+from transferlab.views import anime_views, hymenoptera_views, render_view, view_seed, views_of
 
 Few = namedtuple("Few", "images paths")
 
@@ -87,3 +87,9 @@ def test_no_random_state_and_no_image_changes(few):
         render_view(few, views.train, view=1, seed=0)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     assert all(torch.equal(copy, image) for copy, image in zip(copies, few.images))
+
+
+def test_a_dataset_gets_its_views_by_name():
+    photos = hymenoptera_views(64)
+    expected = {"manga_facial_expressions": anime_views(64), "hymenoptera_data": photos, "buttons": photos}
+    assert {name: repr(views_of(name, 64)) for name in expected} == {name: repr(views) for name, views in expected.items()}

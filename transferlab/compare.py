@@ -33,14 +33,14 @@ from .metrics import (
     calibration_error,
     corrected_resampled_t,
     detectable_difference,
-    holm,
     images_needed,
     macro_f1_interval,
+    verdicts,
 )
 from .plots import BLUE, GREY
 from .run import DEFAULT_VIEWS, find_run_weights
 from .study import STUDY_SETTINGS, Study, freeze_backbone
-from .views import anime_views, hymenoptera_views
+from .views import VIEWS, kind_of_views
 
 INNER_SHARE = 0.2  # of a training fold: for early stopping, and to choose how strongly logistic regression is regularised
 POINTS = (1, 2, 3, 5)
@@ -184,12 +184,12 @@ def compare_pairs(found, labels, folds):
     for a, b in combinations(found, 2):
         accuracies = [fold_accuracies(found[name]["probabilities"], labels, folds) for name in (a, b)]
         rows.append({"model_a": a, "model_b": b} | corrected_resampled_t(accuracies[0] - accuracies[1], 1 / (k - 1)))
-    for row, adjusted in zip(rows, holm([row["p"] for row in rows])):
+    for row, (adjusted, verdict) in zip(rows, verdicts(rows)):
         detectable = detectable_difference(row["error"], len(folds))
         needed = {f"images_for_{d}_points": images_needed(len(labels), detectable, d / 100) for d in POINTS}
         row |= {"p_holm": adjusted, "detectable": detectable} | needed
-        better = row["model_a" if row["difference"] > 0 else "model_b"]
-        row["verdict"] = f"{better} better" if adjusted < 0.05 else "indistinguishable"
+        better = row["model_a" if verdict == "better" else "model_b"]
+        row["verdict"] = verdict if verdict == "indistinguishable" else f"{better} better"
     return rows
 
 
@@ -311,8 +311,8 @@ def run_compare(
         raise UserError(f"models {' '.join(models)}: name each once")
     image_set, out, weights = load_images(data), prepare_out_dir(out), find_run_weights(weights, Path("weights"))
     prefix = find_image_folder(data).relative_to(Path(data).expanduser())
-    augment = augment or ("faces" if image_set.name == "manga_facial_expressions" else "photos")
-    transforms = {"faces": anime_views, "photos": hymenoptera_views}[augment]()
+    augment = augment or kind_of_views(image_set.name)
+    transforms = VIEWS[augment]()
     parts, settings = make_folds(image_set.labels, folds, repeats, seed), STUDY_SETTINGS | {"views": views or DEFAULT_VIEWS}
     study = study_of_all(image_set, transforms, settings, seed)
     counted = f"{len(image_set.labels)} images, {len(image_set.classes)} classes, {len(image_set.rejected)} left out"

@@ -80,6 +80,14 @@ def holm(p_values):
     return adjusted.tolist()
 
 
+def verdicts(tests):
+    """What is left of M paired tests (`corrected_resampled_t`) at 5 % after Holm -> [(adjusted p, of the first "better", "worse" or
+    "indistinguishable")]."""
+    adjusted = holm([test["p"] for test in tests])
+    signs = ["better" if test["difference"] > 0 else "worse" for test in tests]
+    return [(p, sign if p < 0.05 else "indistinguishable") for p, sign in zip(adjusted, signs)]
+
+
 def detectable_difference(error, folds):
     """The smallest true difference that a two-sided test at 5 % finds with a chance of 80 %, given its standard error."""
     return error * float(stats.t.ppf(0.975, folds - 1) + stats.t.ppf(0.8, folds - 1))

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from .backbones import choose_device, choose_precision, classifier_name, fold_batchnorm, make_head, set_head, split_at
 from .errors import UserError
 from .features import extract
-from .metrics import accuracy_interval, corrected_resampled_t, holm
+from .metrics import accuracy_interval, corrected_resampled_t, verdicts
 from .train import train
 
 # What a technique works on. blocks(view, indices): as `view_blocks` makes it; labels int64 [N] of all images; indices: {"train":
@@ -239,8 +239,7 @@ def paired_tests(table):
         asked = [(a, b) for a, b in asked if a != b and b in accuracies.index] if accuracies.shape[1] > 1 else []
         share = 1 / (accuracies.shape[1] - 1) if asked else 0  # of test images to training images
         tests = [corrected_resampled_t((accuracies.loc[a] - accuracies.loc[b]).to_numpy(), share) for a, b in asked]
-        for (technique, reference), test, adjusted in zip(asked, tests, holm([test["p"] for test in tests])):
-            verdict = ("better" if test["difference"] > 0 else "worse") if adjusted < 0.05 else "indistinguishable"
+        for (technique, reference), test, (adjusted, verdict) in zip(asked, tests, verdicts(tests)):
             place = dict(zip(("kind", "dataset", "model"), names), technique=technique, reference=reference)
             rows.append(place | test | {"p_holm": adjusted, "verdict": verdict})
     return pd.DataFrame(rows)

@@ -23,6 +23,19 @@ def hymenoptera_views(size=224):
     return Views(train=v2.Compose(train), val=v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)]))
 
 
+VIEWS = {"faces": anime_views, "photos": hymenoptera_views}
+
+
+def kind_of_views(dataset):
+    """Which of the study's views a dataset gets by its name: "faces" (whole pictures) for its manga faces, else "photos"."""
+    return "faces" if dataset == "manga_facial_expressions" else "photos"
+
+
+def views_of(dataset, size=224):
+    """The study's views for a dataset by its name -> Views."""
+    return VIEWS[kind_of_views(dataset)](size)
+
+
 def view_seed(seed, view, path):
     """The seed of one image's view, hashed from (seed, view, path), so that it depends on nothing else."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{view}/{path}".encode()).digest()[:7], "little")  # torch takes < 2**63
