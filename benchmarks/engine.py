@@ -27,7 +27,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import make_parser, run_command
+from benchmarks.results import FACES, make_parser, run_command
 from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
 from transferlab.data import load_images, split_images
@@ -42,9 +42,9 @@ SETTINGS = STUDY_SETTINGS | {"patience": 0, "views": DEFAULT_VIEWS}
 SEEDS, FOLDS = 20, 5
 
 
-def make_study(data, *, dataset="manga_facial_expressions", transforms=None, **changed):
+def make_study(data, *, dataset=FACES, size=224, **changed):
     """The study of a dataset, the manga faces as notebook 01 runs them, without early stopping; `changed` settings instead."""
-    image_set, transforms = load_images(data, prefer=dataset), transforms or views_of(dataset)
+    image_set, transforms = load_images(data, prefer=dataset), views_of(dataset, size)
     indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
     return Study(image_set, transforms, indices, view_blocks(image_set, transforms, seed=42), SETTINGS | changed, 42)
 

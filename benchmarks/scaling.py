@@ -39,7 +39,6 @@ from transferlab.many import Job, train_many
 from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.study import freeze_backbone, train_study
 from transferlab.train import evaluate
-from transferlab.views import anime_views
 
 POINTS = {
     "epochs": (30, 100, 300), "heads": (1, 10, 100, 1000), "folds": (1, 2, 5, 10),
@@ -67,7 +66,7 @@ def draw_pictures(folder, count, *, classes=7, size=128, seed=0):
 def run_whole(model, data, weights, size, changed):
     """A whole run of the study at `size` px, with `changed` settings, in this process -> dict of seconds, and images."""
     started = time.perf_counter()
-    study = make_study(data, transforms=anime_views(size), **changed)
+    study = make_study(data, size=size, **changed)
     loaded = time.perf_counter()
     frozen = freeze_backbone(model, study, weights=weights)
     built = time.perf_counter()

@@ -10,11 +10,11 @@ frozen   Techniques that leave the backbone frozen (transferlab.techniques.FROZE
          pretrained weights are at hand, at the study's size and 30 epochs, features kept for all of them.
 tuned    Those that train more of it (TUNED), on the pairs that `--tuned` names (default: EfficientNet-Lite0 on each dataset, then
          ResNet50 on ants and bees), `--epochs` epochs at `--size` px, and the linear probe at that size beside them.
-alone    On a GPU: the seconds of full fine-tuning on one fold at the study's size for the pairs named whose backbone has no
-         pretrained weights. Such a run measures no transfer, so only its time is told.
+alone    On a GPU: the seconds of full fine-tuning on one fold at the study's size, views and the start of the GPU included, for the
+         pairs named whose backbone has no pretrained weights. Such a run measures no transfer, so only its time is told.
 
 One process leaves most of a GPU idle: `--processes N` measures tuned techniques in N at once, each with one thread. What they write
-says so, since seconds then hold the waiting for each other, and only the first of a fold draws its views.
+says so: seconds then hold the waiting for each other, and each process draws a view of an image once. Another N measures anew.
 
 `seconds` are a fold's, features included for tuned, heads alone for frozen. A fold is stored when it ends; an interrupted
 measurement goes on there, and `--minutes` ends it early: a technique that lacks a fold then is named, not shown. Each technique is
@@ -25,6 +25,7 @@ the name is techniques_gpu.
 """
 
 import copy
+import functools
 import time
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from benchmarks.results import (
 from transferlab.artifacts import machine
 from transferlab.backbones import Normalized, build_model, choose_device, create_backbone
 from transferlab.cache import default_cache
+from transferlab.cli import positive
 from transferlab.compare import make_folds, study_of_all
 from transferlab.data import load_images
 from transferlab.errors import UserError
@@ -112,9 +114,18 @@ def describe(model, scored, labels, seconds, results):
     return found | {"trainable": trained_parameters(model), "epochs": epochs}
 
 
+def keep_drawn(blocks):
+    """As `blocks`, but every view of an image is drawn once and kept (38 kB at 112 px)."""
+    draw = functools.cache(lambda view, index: next(blocks(view, torch.tensor([index])))[0])
+    return lambda view, indices: (torch.stack([draw(view, i) for i in part.tolist()]) for part in indices.split(32))
+
+
 def list_work(options, pairs, infos, studies, folds):
     """Everything to measure, in order -> list of (row's names, function that measures it)."""
     pretrained, work, kept = [name for name in options.models if infos[name].kind != "random"], [], {}
+    tuned_blocks = {data: view_blocks(studies[data].image_set, views_of(data, options.size), seed=0) for data in studies}
+    if options.processes > 1:  # else every technique draws its own views, as it would alone
+        tuned_blocks = {data: keep_drawn(blocks) for data, blocks in tuned_blocks.items()}
 
     def frozen_of(data, name):  # one at a time stays in memory
         if (data, name) not in kept:
@@ -132,9 +143,7 @@ def list_work(options, pairs, infos, studies, folds):
     for data, name in pairs:
         if infos[name].kind == "random":
             continue
-        image_set, views = studies[data].image_set, views_of(data, options.size)
-        keep = 0 if options.processes == 1 else 128  # none kept: every technique draws its own; or the views of one fold
-        blocks = view_blocks(image_set, views, seed=0, keep=keep)
+        image_set, blocks = studies[data].image_set, tuned_blocks[data]
         for technique, function in {"linear probe": FROZEN["linear probe"], **TUNED}.items():
             for fold in folds[data]:
                 row = {"kind": "tuned", "dataset": data, "model": name, "technique": technique, "fold": fold[1]}
@@ -143,26 +152,28 @@ def list_work(options, pairs, infos, studies, folds):
     return work
 
 
-def measure_alone(options, pairs, infos, studies, folds):
-    """Full fine-tuning on the first fold for the pairs without pretrained weights, its time alone -> list of dicts."""
-    found = []
+def measure_alone(options, pairs, infos, studies, folds, folder):
+    """Full fine-tuning on the first fold for the pairs without pretrained weights, its time alone, kept in `folder` when it ends ->
+    (list of dicts, the files)."""
+    found, points = [], []
     for data, name in [pair for pair in pairs if infos[pair[1]].kind == "random"]:
         image_set, fold, views = studies[data].image_set, folds[data][0], views_of(data)
-        blocks = view_blocks(image_set, views, seed=0)
-        measured = measure_tuned(TUNED["full fine-tuning"], name, "none", image_set, blocks, options.epochs, fold)
+        arguments = TUNED["full fine-tuning"], name, "none", image_set, view_blocks(image_set, views, seed=0), options.epochs, fold
+        points.append(folder / f"alone_{data}_{name}.json".replace("/", "_"))
+        measured = measure_or_read(points[-1], lambda arguments=arguments: measure_tuned(*arguments))
         row = {"dataset": data, "model": name, "technique": "full fine-tuning", "images": len(fold[2])}
         found.append(row | {key: measured[key] for key in ("seconds", "epochs", "trainable")})
         print(f"time alone: {found[-1]}")
-    return found
+    return found, points
 
 
 def draw_figure(summary, infos, options):
-    """The tuned techniques where there are any, against seconds where each was measured alone."""
+    """The tuned techniques where there are any, against seconds where each was measured alone -> figure."""
     tuned = summary[summary.kind == "tuned"]
     size, epochs = (options.size, options.epochs) if len(tuned) else (224, STUDY_SETTINGS["epochs"])
     shown = tuned if len(tuned) else summary
     sources = list_sources({name: infos[name] for name in dict.fromkeys(shown.model)})
-    together = f", {options.processes} processes at once" if options.processes > 1 else ""
+    together = f", {options.processes} processes at once" if len(tuned) and options.processes > 1 else ""
     plot = plot_technique_accuracies if together else plot_techniques
     return plot(shown, f"{options.folds} folds, {epochs} epochs at {size} px, {machine()['processor']}{together}\n{sources}")
 
@@ -188,7 +199,7 @@ def parse(arguments):
     parser.add_argument("--models", nargs="*", default=MODELS, metavar="NAME", help=f"frozen (default: {' '.join(MODELS)})")
     parser.add_argument("--tuned", nargs="*", metavar="DATASET:NAME", help="train more of them (default: see above)")
     for name, default in {"folds": 5, "size": 112, "epochs": 10, "processes": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+        parser.add_argument(f"--{name}", type=positive, default=default, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="measure for so long; run again to go on")
     parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
     return parser.parse_args(arguments)
@@ -266,10 +277,14 @@ def measure_points(work, folder, end):
 
 
 def measure_share(number, options, folder, end):
-    """What one of several processes measures: of all techniques that train more than a head every `options.processes`-th point."""
+    """What one of several processes measures: of all techniques that train more than a head every `options.processes`-th point. At an
+    error it ends; who started it meets the same one."""
     torch.set_num_threads(1)
     work = [one for one in list_work(options, *prepare(options)) if one[0]["kind"] == "tuned"]
-    measure_points(work[number::options.processes], folder, end)
+    try:
+        measure_points(work[number::options.processes], folder, end)
+    except UserError as error:
+        print(f"process {number}: {error}", flush=True)
 
 
 def main(arguments=None):
@@ -286,9 +301,10 @@ def main(arguments=None):
     }
     gpu = choose_device().type == "cuda"
     name = "techniques_gpu" if gpu else "techniques"
-    folder = unfinished_folder(options.out, name, described)
+    folder, alone = unfinished_folder(options.out, name, described), []
     if gpu:
-        described["alone"] = measure_alone(options, pairs, infos, studies, folds)
+        described["alone"], alone = measure_alone(options, pairs, infos, studies, folds, folder)
+        torch.cuda.empty_cache()  # for the processes
     if options.processes > 1:
         torch.multiprocessing.spawn(measure_share, (options, folder, end), options.processes)
     rows, points, missing = measure_points(list_work(options, pairs, infos, studies, folds), folder, end)
@@ -302,7 +318,7 @@ def main(arguments=None):
     print("\nless a reference, on the same folds:", tests.to_string(index=False, float_format="%.3f"), sep="\n")
     left_out = find_left_out(missing, infos, studies, pairs)
     print_left_out(left_out)
-    left = [] if missing else points
+    left = [] if missing else points + alone
     write_results(options.out, name, rows, described | {"left_out": left_out}, draw_figure(summary, infos, options), left)
     return 0
 

@@ -495,7 +495,7 @@ print(pd.DataFrame(rows).to_string(index=False))
 # 모든 기법을 같은 겹에서 잰 결과입니다(겹의 수, 이미지 크기, 에포크는 출력에 적혀 있습니다). 겹마다 학습 몫의 20%로 에포크를 고르고, 시험 몫은 한 번만 예측합니다.
 # 백본까지 학습하는 기법은 오래 걸려서 더 작은 이미지로 더 짧게 학습했으므로, 위 표와 숫자를 바로 견줄 수는 없습니다. 짝지은 검정은 보고서에 있습니다.
 #
-# `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 여러 기계에서 잰 것은 기계마다 보입니다. 여러 프로세스가 한꺼번에 잰 것은 시간을 적지 않습니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
+# `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 여러 기계에서 잰 결과가 있으면 기계마다 따로 보여 줍니다. 여러 프로세스가 한꺼번에 잰 결과에는 시간과 그림을 넣지 않습니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
 
 # %% id="technique-results"
 here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, {}
@@ -519,8 +519,8 @@ for path, described in measured.values():
     if len(tuned):
         heading = f"more than the head trained, {described['epochs']} epochs at {described['size']} px, {described['folds']} folds"
         alone = described.get("processes", 1) == 1  # else seconds hold the waiting for each other
-        print(f"\n{heading}" + "; seconds: median of a fold" * alone)
-        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters"] + ["seconds"] * alone
+        print(f"\n{heading}; seconds: median of a fold" if alone else f"\n{heading}")
+        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", *(["seconds"] if alone else [])]
         print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
         if alone:
             plot_techniques(tuned, heading)

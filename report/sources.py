@@ -116,29 +116,46 @@ def read_techniques(named):
     """The named benchmark of techniques, its folds summed up in "summary" (rows, each with its own {reference: test} in "tests"), the
     "tests" of `paired_tests`, and how they came out in "overview"; None where none is named.
 
-    What a GPU has tuned stands in the same lists, its kind "gpu", its machine and time in "gpu" (None: no GPU was used).
+    What a GPU has tuned stands in the same lists, its kind "gpu", its machine and time in "gpu" (None: no GPU was used, or nothing
+    else). "name" is that of the benchmark's figure.
+
+    Raises:
+        SystemExit: the two were measured in another way, or with other data or weights.
     """
-    described, gpu = read_benchmark(named, "techniques"), read_benchmark(named, "techniques_gpu")
+    described, gpu, name = read_benchmark(named, "techniques"), read_benchmark(named, "techniques_gpu"), "techniques"
+    if not described:
+        described, gpu, name = gpu, None, "techniques_gpu"
     if not described:
         return None
     table = pd.DataFrame(described["rows"])
     if gpu:
+        others = {model: gpu["weights"].get(model, one) for model, one in described["weights"].items()}
+        same = [gpu[key] == described[key] for key in ("data", "folds", "size", "epochs", "settings")]
+        if others != described["weights"] or not all(same):
+            fail(f"{gpu['path']} was measured on other data, weights or settings than {described['path']}: publish one of them again")
         tuned = pd.DataFrame(gpu["rows"]).query("kind == 'tuned'").assign(kind="gpu")
+        described["left_out"] = join_left_out(described, gpu["left_out"], tuned)
         table = pd.concat([table, tuned])
-        measured = {*zip(tuned.dataset, tuned.model)}
-        described["left_out"] = join_left_out(described["left_out"], gpu["left_out"], measured)
     tests, summary = paired_tests(table).to_dict("records"), summarise_techniques(table).to_dict("records")
     place = itemgetter("kind", "dataset", "model", "technique")
     for row in summary:
         row["tests"] = {test["reference"]: test for test in tests if place(test) == place(row)}
-    return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests), "gpu": gpu}
+    return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests), "gpu": gpu, "name": name}
 
 
-def join_left_out(left_out, of_gpu, measured):
-    """What neither machine has measured, from what each left out and the (dataset, model) `measured` on the GPU, in part at least."""
-    others = [one | {"models": [m for m in one["models"] if (one["dataset"], m) not in measured]} for one in left_out["pairs"]]
-    partly = [one | {"kind": "gpu"} for one in of_gpu["incomplete"] if (one["dataset"], one["model"]) in measured]
-    return left_out | {"pairs": [one for one in others if one["models"]], "incomplete": left_out["incomplete"] + partly}
+def join_left_out(described, of_gpu, tuned):
+    """What neither machine has measured, from the benchmark `described`, what the GPU's left out, and the rows that it `tuned`: the
+    techniques of a pair that it has begun are named, other pairs as a whole."""
+    left_out, rows = described["left_out"], [*described["rows"], *tuned.to_dict("records")]
+    done = {(row["dataset"], row["model"], row["technique"]) for row in rows if row["kind"] != "frozen"}
+    begun = {pair[:2] for pair in done}
+    pairs = [one | {"models": [name for name in one["models"] if (one["dataset"], name) not in begun]} for one in left_out["pairs"]]
+    incomplete = [one for one in left_out["incomplete"] if one["kind"] == "frozen"]
+    for one in [*left_out["incomplete"], *of_gpu["incomplete"]]:
+        names = [name for name in one["techniques"] if (one["dataset"], one["model"], name) not in done]
+        if one["kind"] == "tuned" and (one["dataset"], one["model"]) in begun and names:
+            incomplete.append(one | {"techniques": names})
+    return left_out | {"pairs": [one for one in pairs if one["models"]], "incomplete": incomplete}
 
 
 def list_verdicts(tests):

@@ -209,44 +209,45 @@ def test_the_hash_of_every_named_file_is_its_own():
         assert hashlib.sha256((ROOT / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
 
 
-def test_techniques_are_judged_by_paired_tests(context, monkeypatch):
-    """The section of a made-up measurement: a technique that gains on every fold is told apart, one that varies is not."""
+@pytest.fixture
+def made_up_techniques():
+    """A measurement: full fine-tuning gains on every fold, biases vary, MixUp loses it again, CutMix was interrupted."""
     folds = {"linear probe": [60, 61, 59, 60, 62], "full fine-tuning": [70, 72, 69, 70, 71], "biases only": [60, 62, 58, 60, 63]}
-    folds |= {"MixUp": [60, 62, 61, 60, 61], "CutMix": [70, 71, 70]}  # the last was interrupted
+    folds |= {"MixUp": [60, 62, 61, 60, 61], "CutMix": [70, 71, 70]}
     rows = [
         {"kind": "tuned", "dataset": "d", "model": "m", "technique": name, "fold": fold, "correct": k, "n": 80, "macro_f1": 0.5,
          "seconds": 9.5, "trainable": 1234, "epochs": 10} for name, counts in folds.items() for fold, k in enumerate(counts)
     ]
-    described = {
+    return {
         "rows": rows, "path": "result/benchmarks/techniques.csv", "folds": 5, "size": 112, "epochs": 10, "processor": "p",
-        "threads": 2, "settings": {"epochs": 30}, "weights": {"m": {"kind": "file", "source": "made up"}},
+        "threads": 2, "settings": {"epochs": 30}, "weights": {"m": {"kind": "file", "source": "made up"}}, "data": {"d": "digest"},
+        "versions": {"torch": "8.8"},
         "left_out": {"without_weights": ["vit"], "pairs": [{"dataset": "d", "models": ["n"]}], "incomplete": [
             {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}]},
     }
-    of_gpu = described | {  # another pair, and of one more a technique without its probe
-        "rows": [row | {"model": "g"} for row in rows] + [row | {"model": "h"} for row in rows if row["technique"] == "MixUp"],
-        "processes": 7, "processor": "a GPU", "versions": {"torch": "9.9"}, "path": "result/benchmarks/techniques_gpu.csv",
-        "alone": [{"dataset": "d", "model": "vit", "technique": "full fine-tuning", "images": 64, "seconds": 21.4, "epochs": 10,
-                   "trainable": 8642}],
-        "left_out": {"without_weights": ["vit"], "pairs": [], "incomplete": [
-            {"kind": "tuned", "dataset": "d", "model": name, "techniques": ["CutMix"]} for name in ("m", "g")]},
-    }
-    described["left_out"]["pairs"].append({"dataset": "d", "models": ["g"]})
-    found = {"techniques": described, "techniques_gpu": of_gpu}
+
+
+def render_techniques(context, monkeypatch, found):
+    """The README and the lines of the report, with the benchmarks `found` by name."""
+    found = {"techniques": None, "techniques_gpu": None} | found
     monkeypatch.setattr(sources, "read_benchmark", lambda named, name: found[name] and {**found[name]})
-    techniques = sources.read_techniques({})
     drawn = {f"{name}/img/{name}": f"img/{name}.png" for name in found}
-    told = context | {"techniques": techniques, "figures": context["figures"] | drawn}
+    told = context | {"techniques": sources.read_techniques({}), "figures": context["figures"] | drawn}
     rendered = render.render(told)
-    counts = "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1"
-    assert f"백본까지 학습하는 기법 {counts}; 같은 것을 GPU에서 {counts}." in rendered[ROOT / "README.md"]
-    lines = rendered[ROOT / "experiment_report.md"].splitlines()
-    shown = {name: next(line for line in lines if line.startswith(f"| d | m | {name} |")) for name in folds}
+    return rendered[ROOT / "README.md"], rendered[ROOT / "experiment_report.md"].splitlines()
+
+
+def test_techniques_are_judged_by_paired_tests(context, monkeypatch, made_up_techniques):
+    """A technique that gains on every fold is told apart, one that varies is not."""
+    readme, lines = render_techniques(context, monkeypatch, {"techniques": made_up_techniques})
+    assert "백본까지 학습하는 기법 full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
+    names = ["linear probe", "full fine-tuning", "biases only", "MixUp", "CutMix"]
+    shown = {name: next(line for line in lines if line.startswith(f"| d | m | {name} |")) for name in names}
     full = shown["full fine-tuning"]
-    assert "88.0 % (352/400)" in full and "| +12.5 [+10.9, +14.1], **높음** |  | 1,234 |" in full
+    assert "88.0 % (352/400)" in full and full.endswith("| +12.5 [+10.9, +14.1], **높음** |  | 1,234 | 9.5 |")
     assert "음**" not in shown["biases only"] and "기준" in shown["linear probe"]
     assert "-12.0 [-14.1, -9.9], **낮음** (full fine-tuning)" in shown["MixUp"]
-    assert "재지 못한 겹이 있음" in shown["CutMix"] and "(211/240)" in shown["CutMix"]
+    assert "같은 겹에서 견줄 수 없음" in shown["CutMix"] and "(211/240)" in shown["CutMix"]
     place = lines.index("구별된 것은 다음과 같습니다.")
     assert lines[place + 2 : place + 5] == [
         "- d, m: full fine-tuning의 정확도에서 linear probe의 정확도를 빼면 +12.5 [+10.9, +14.1], **높음**",
@@ -254,21 +255,58 @@ def test_techniques_are_judged_by_paired_tests(context, monkeypatch):
     ]
     assert "| MixUp | full fine-tuning | 1 | 0 | 1 | 0 | -12.0 |" in lines
     place = lines.index("재지 않은 것은 다음과 같습니다.")
-    assert lines[place + 2 : place + 6] == [
-        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.", "- d, g (GPU): CutMix. 겹을 다 채우지 못했습니다.",
-        "- d에서 백본까지 학습하는 기법: n.", "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
+    assert lines[place + 2 : place + 5] == [
+        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.", "- d에서 백본까지 학습하는 기법: n.",
+        "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
     ]
-    place, text = lines.index("**백본까지 학습하는 기법, GPU에서**"), "\n".join(lines)
+    assert not [line for line in lines if "GPU에서" in line] and "![전이 기법](img/techniques.png)" in lines
+
+
+def of_a_gpu(made_up):
+    """The other machine's: a pair g of its own, of h a technique without its probe, and MixUp of m, which the first lacks."""
+    rows = made_up["rows"]
+    mixed = [row for row in rows if row["technique"] == "MixUp"]
+    incomplete = [{"kind": kind, "dataset": "d", "model": name, "techniques": ["CutMix", "last stage"]}
+                  for name in ("g", "x") for kind in ("tuned", "frozen")]  # of x nothing was measured
+    return made_up | {
+        "rows": [row | {"model": "g"} for row in rows] + [row | {"model": "h"} for row in mixed] + mixed
+        + [row | {"model": "frozen here", "kind": "frozen"} for row in rows],
+        "processes": 7, "processor": "a GPU", "versions": {"torch": "9.9"}, "path": "result/benchmarks/techniques_gpu.csv",
+        "alone": [{"dataset": "d", "model": "vit", "technique": "full fine-tuning", "images": 64, "seconds": 21.4, "epochs": 10,
+                   "trainable": 8642}],
+        "left_out": {"without_weights": ["vit"], "pairs": [], "incomplete": incomplete},
+    }
+
+
+def test_what_a_gpu_tuned_stands_beside_the_rest(context, monkeypatch, made_up_techniques):
+    made_up = made_up_techniques | {"rows": [row for row in made_up_techniques["rows"] if row["technique"] != "MixUp"]}
+    made_up["left_out"] = made_up["left_out"] | {"pairs": [{"dataset": "d", "models": ["g", "n"]}]}
+    gpu = of_a_gpu(made_up_techniques)
+    readme, lines = render_techniques(context, monkeypatch, {"techniques": made_up, "techniques_gpu": gpu})
+    assert "백본까지 학습하는 기법(GPU) full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
+    place = lines.index("재지 않은 것은 다음과 같습니다.")
+    assert lines[place + 2 : place + 6] == [  # CutMix of g has its rows; nothing of x was measured by any
+        "- d, g: last stage. 겹을 다 채우지 못했습니다.", "- d에서 백본까지 학습하는 기법: n.",
+        "- vit: 사전 학습한 가중치를 구하지 못했습니다.", "",
+    ]
+    place = lines.index("**백본까지 학습하는 기법, GPU에서**")
+    assert "a GPU에서 쟀습니다(PyTorch 9.9)" in lines[place + 2] and "프로세스 7개가" in lines[place + 2]
     (probe,) = [line for line in lines[place:] if line.startswith("| d | g | linear probe |")]
     assert probe.endswith("| 기준 |  | 1,234 |")  # no seconds: seven shared the GPU
-    assert "프로세스 7개가" in lines[place + 2] and "![전이 기법, GPU](img/techniques_gpu.png)" in lines[place:]
-    assert "- vit: d의 이미지 64장, 연구와 같은 크기, 10에포크에 21초(뷰를 그리는 시간 포함). 학습한 파라미터 8,642개." in lines
-    assert "| d | h | MixUp |" in text and text.count("![전이 기법](img/techniques.png)") == 1
+    (alone,) = [line for line in lines if line.startswith("- vit: full fine-tuning, d의 학습 이미지 64장")]
+    assert "10에포크에 21초" in alone and "8,642개" in alone
+    assert [line for line in lines if line.startswith("| d | h | MixUp |") and "같은 겹에서 견줄 수 없음" in line]
+    assert "![전이 기법, GPU](img/techniques_gpu.png)" in lines[place:] and lines.count("![전이 기법](img/techniques.png)") == 1
+    assert not [line for line in lines if "| frozen here |" in line]
+    with pytest.raises(SystemExit, match="other data, weights or settings"):
+        render_techniques(context, monkeypatch, {"techniques": made_up, "techniques_gpu": gpu | {"size": 64}})
 
-    found["techniques_gpu"] = None
-    rendered = render.render(told | {"techniques": sources.read_techniques({})})
-    assert "GPU에서" not in rendered[ROOT / "experiment_report.md"] and "- d에서 백본까지 학습하는 기법: g." in rendered[
-        ROOT / "experiment_report.md"].splitlines()
+
+def test_what_only_a_gpu_measured_is_shown(context, monkeypatch, made_up_techniques):
+    gpu = of_a_gpu(made_up_techniques)
+    _, lines = render_techniques(context, monkeypatch, {"techniques_gpu": gpu})
+    assert "![전이 기법](img/techniques_gpu.png)" in lines and [line for line in lines if line.startswith("| d | frozen here |")]
+    assert next(line for line in lines if line.startswith("| d | g | linear probe |")).endswith("| 1,234 |")
 
 
 def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monkeypatch):

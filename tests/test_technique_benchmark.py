@@ -1,5 +1,6 @@
 """The benchmark of techniques: folds in order, stored as they end, summed up with Wilson's interval."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -173,16 +174,55 @@ def test_shares_are_all_points_once(tmp_path, monkeypatch, image_folder):
 
 
 @pytest.mark.slow
-def test_several_processes_measure_what_one_does(tmp_path, image_folder):
+def test_several_processes_measure_what_one_does(tmp_path, monkeypatch, image_folder):
     arguments, tables = own_images(image_folder, tmp_path), []
     for number in "1", "2":
         assert benchmark.main([*arguments, "--processes", number]) == 0
+        monkeypatch.setattr(benchmark, "measure_tuned", pytest.fail)  # here, not in the two that it starts
         tables.append(pd.read_csv(max(tmp_path.glob("result/benchmarks/techniques_*.csv"))).drop(columns="seconds"))
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_without_pretrained_weights_only_the_time_is_told(whole):
+def test_without_pretrained_weights_only_the_time_is_told(whole, tmp_path):
     fold, infos = make_folds(whole.image_set.labels, 4, 1, 0)[0], {TINY: WeightsInfo(TINY, TINY, "random", "", "")}
     given = [("d", TINY)], infos, {"d": whole}, {"d": [fold]}
-    (row,) = benchmark.measure_alone(SimpleNamespace(epochs=1), *given)
+    (row,), points = benchmark.measure_alone(SimpleNamespace(epochs=1), *given, tmp_path)
     assert row["seconds"] > 0 and row["epochs"] == 1 and row["images"] == len(fold[2]) and not {"correct", "n", "macro_f1"} & {*row}
+    assert benchmark.measure_alone(SimpleNamespace(epochs=1), *given, tmp_path) == ([row], points)  # kept
+
+
+def test_a_gpus_results_have_a_name_of_their_own(tmp_path, monkeypatch, image_folder):
+    monkeypatch.setattr(benchmark, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(benchmark, "measure_alone", lambda *given: (["its time"], []))
+    assert benchmark.main(own_images(image_folder, tmp_path)) == 0
+    (table,) = tmp_path.glob("result/benchmarks/*.csv")
+    assert table.name.startswith("techniques_gpu_2") and json.loads(table.with_suffix(".json").read_text())["alone"] == ["its time"]
+
+
+def test_views_that_are_kept_are_drawn_once_and_the_same(whole):
+    asked = []
+
+    def blocks(view, indices):
+        asked.extend((view, index) for index in indices.tolist())
+        return whole.blocks(view, indices)
+
+    kept, index = benchmark.keep_drawn(blocks), torch.tensor([5, 1, 9])
+    for view, indices in (0, index), (1, index), (1, index.flip(0)), (1, torch.arange(40) % 16):
+        expected = torch.cat([*whole.blocks(view, indices)])
+        assert torch.equal(torch.cat([*kept(view, indices)]), expected)
+    assert len(asked) == len({*asked}) == 3 + 16
+
+
+def test_no_process_is_none(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.parse(["--data", "x", "--weights", "y", "--processes", "0"])
+    assert "'0' is not a whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_an_error_in_a_share_is_left_to_who_started_it(tmp_path, monkeypatch, capsys, image_folder):
+    def fail(*given):
+        raise UserError("the loss is nan")
+
+    monkeypatch.setattr(benchmark, "measure_points", fail)
+    benchmark.measure_share(1, benchmark.parse([*own_images(image_folder, tmp_path), "--processes", "2"]), tmp_path, 0)
+    assert "process 1: the loss is nan" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from .cache import cache_bound, clear_cache, default_cache, list_cache
 from .compare import run_compare
 from .errors import UserError
 from .run import DEFAULT_VIEWS, DRAWN_VIEWS, run_study
+from .views import VIEWS
 from .weights import fill_weights
 
 
@@ -78,7 +79,7 @@ def add_compare(commands):
     option("--baselines", choices=("all", "none"), default="all", help="k-NN, ... beside it, e.g. --baselines none (default: all)")
     option("--views", type=positive, help=f"augmented views of every image, e.g. --views 4 (default: {DEFAULT_VIEWS})")
     text = "the study's views of whole faces or of photos, e.g. --augment photos (default: photos, for the manga faces faces)"
-    option("--augment", choices=("faces", "photos"), default="", help=text)
+    option("--augment", choices=(*VIEWS,), default="", help=text)
     option("--out", default=".", help="where result/ and img/ go, e.g. --out /tmp/study (default: here)")
     option("--cache-dir", default=default_cache(), help="keeps features between runs, '' for none (default: %(default)s)")
 

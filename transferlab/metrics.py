@@ -81,8 +81,8 @@ def holm(p_values):
 
 
 def verdicts(tests):
-    """What is left of M paired tests (`corrected_resampled_t`) at 5 % after Holm -> [(adjusted p, of the first "better", "worse" or
-    "indistinguishable")]."""
+    """What is left of M paired tests (dicts of `corrected_resampled_t`) at 5 % after Holm -> list of (adjusted p, verdict on the
+    first of the two: "better", "worse" or "indistinguishable")."""
     adjusted = holm([test["p"] for test in tests])
     signs = ["better" if test["difference"] > 0 else "worse" for test in tests]
     return [(p, sign if p < 0.05 else "indistinguishable") for p, sign in zip(adjusted, signs)]
