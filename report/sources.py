@@ -135,12 +135,24 @@ def read_techniques(named):
             fail(f"{gpu['path']} was measured on other data, weights or settings than {described['path']}: publish one of them again")
         tuned = pd.DataFrame(gpu["rows"]).query("kind == 'tuned'").assign(kind="gpu")
         described["left_out"] = join_left_out(described, gpu["left_out"], tuned)
+        gpu["agreement"] = compare_machines(table, tuned)
         table = pd.concat([table, tuned])
     tests, summary = paired_tests(table).to_dict("records"), summarise_techniques(table).to_dict("records")
     place = itemgetter("kind", "dataset", "model", "technique")
     for row in summary:
         row["tests"] = {test["reference"]: test for test in tests if place(test) == place(row)}
     return described | {"summary": summary, "tests": tests, "overview": list_verdicts(tests), "gpu": gpu, "name": name}
+
+
+def compare_machines(table, tuned):
+    """How far the rows of two machines agree -> a dict a pair that both tuned: "dataset", "model", "techniques" of both, "largest"
+    difference in how many of "n" images are right."""
+    place = ["dataset", "model", "technique"]
+    sums = [one.groupby(place, sort=False)[["correct", "n"]].sum().reset_index() for one in (table[table.kind == "tuned"], tuned)]
+    both = pd.merge(*sums, on=[*place, "n"])
+    both["apart"] = (both.correct_x - both.correct_y).abs()
+    grouped = both.groupby(place[:2], sort=False).agg(techniques=("apart", "size"), largest=("apart", "max"), n=("n", "max"))
+    return grouped.reset_index().to_dict("records")
 
 
 def join_left_out(described, of_gpu, tuned):
