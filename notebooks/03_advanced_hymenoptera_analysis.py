@@ -509,8 +509,8 @@ for path, described in measured.values():
     summary = summary[[described["data"][name] == image_set.digest for name in summary["dataset"]]]
     summary["accuracy (%)"] = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in summary.itertuples()]
     print(f"{path.name}: {image_set.name}, {described['folds']} folds, {described['processor']}")
-    for name, info in described["weights"].items():
-        print(f"{name}: {info['source']}")
+    for name in summary["model"].unique():
+        print(f"{name}: {described['weights'][name]['source']}")
     frozen_ones, tuned = summary[summary["kind"] == "frozen"], summary[summary["kind"] == "tuned"]
     if len(frozen_ones):
         print(f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]")
@@ -518,13 +518,16 @@ for path, described in measured.values():
         print(table.reindex(index=frozen_ones["model"].unique(), columns=[*FROZEN]).to_string())
     if len(tuned):
         heading = f"more than the head trained, {described['epochs']} epochs at {described['size']} px, {described['folds']} folds"
-        alone = described.get("processes", 1) == 1  # else seconds hold the waiting for each other
-        print(f"\n{heading}; seconds: median of a fold" if alone else f"\n{heading}")
-        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", *(["seconds"] if alone else [])]
-        print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
-        if alone:
+        if described.get("processes", 1) == 1:
+            print(f"\n{heading}; seconds: median of a fold")
+            columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
+            print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
             plot_techniques(tuned, heading)
             plt.show()
+        else:  # their seconds hold the waiting for each other
+            print(f"\n{heading}: accuracy (%) [95 % interval]")
+            table = tuned.pivot(index="technique", columns="model", values="accuracy (%)")
+            print(table.reindex(index=tuned["technique"].unique(), columns=tuned["model"].unique()).fillna("").to_string())
     print()
 if not measured:
     print("no results of benchmarks.techniques for these images and weights here: skipped")

@@ -129,7 +129,7 @@ def test_03_reads_techniques_of_its_own_images_and_weights(digest, weights, foun
     described = {"data": {"ants": "d", "faces": "f"}, "weights": infos}
     described |= {"folds": 1, "processor": "p", "settings": {"epochs": 30}, "epochs": 10, "size": 112}
     (folder / "techniques_20260101_000000.json").write_text(json.dumps(described))
-    pd.DataFrame(rows[1:2]).assign(trainable=77).to_csv(folder / "techniques_gpu_20260101_000000.csv", index=False)
+    pd.DataFrame(rows[1:2]).assign(correct=12).to_csv(folder / "techniques_gpu_20260101_000000.csv", index=False)
     of_gpu = described | {"processor": "a GPU", "processes": 9}
     (folder / "techniques_gpu_20260101_000000.json").write_text(json.dumps(of_gpu))
     space = {
@@ -142,7 +142,7 @@ def test_03_reads_techniques_of_its_own_images_and_weights(digest, weights, foun
     text = capsys.readouterr().out
     assert ("lite: made up" in text and "75.0 [" in text and "50.0 [" in text and "1234" in text) == found
     gpu = text.partition("a GPU")[2]  # where techniques were tuned only, and many at once
-    assert ("77" in gpu) == found and "seconds" not in gpu and "frozen" not in gpu
+    assert ("60.0 [" in gpu) == found and "seconds" not in gpu and "frozen" not in gpu and "not run here" not in text
     assert ("skipped" in text) != found and len(shown) == found and "5.0 [" not in text.replace("75.0 [", "")
 
 
