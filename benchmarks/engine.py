@@ -149,7 +149,7 @@ def main(arguments=None):
             print({key: round(entry, 4) if isinstance(entry, float) else entry for key, entry in rows[-1].items()}, flush=True)
     table, stamp = pd.DataFrame(rows), new_stamp(options.out)
     print(table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f"))
-    described = {"data": "manga_facial_expressions", "rounds": options.rounds, "weights": {weights.name: weights._asdict()}}
+    described = {"data": FACES, "rounds": options.rounds, "weights": {weights.name: weights._asdict()}}
     info = json.dumps(machine() | described, indent=1)
     write_new(folder / f"engine_{stamp}.csv", lambda path: table.to_csv(path, index=False))
     write_new(folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8"))

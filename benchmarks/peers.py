@@ -48,7 +48,7 @@ from torchvision.datasets import ImageFolder
 
 from benchmarks.memory import run_watched
 from benchmarks.peer_systems.common import Record, Task, split_study
-from benchmarks.results import make_parser, measure_or_read, run_command, write_results
+from benchmarks.results import FACES, make_parser, measure_or_read, run_command, write_results
 from transferlab.artifacts import machine
 from transferlab.backbones import choose_device, choose_precision, create_backbone
 from transferlab.data import find_image_folder, load_images
@@ -311,7 +311,7 @@ def prepare(options):
     """
     if options.rounds < 1:
         raise UserError(f"rounds is {options.rounds}: measure 1 or more")
-    folder = find_image_folder(options.data, prefer="manga_facial_expressions").resolve()
+    folder = find_image_folder(options.data, prefer=FACES).resolve()
     image_set = load_images(folder)
     if image_set.split or image_set.rejected:
         reason = "is split already" if image_set.split else f"holds files that are no images: {image_set.rejected[0]}"

@@ -30,7 +30,16 @@ from sklearn.model_selection import StratifiedKFold
 
 from benchmarks.engine import SETTINGS, make_study
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import list_sources, load_dataset, make_parser, measure_or_read, run_command, unfinished_folder, write_results
+from benchmarks.results import (
+    FACES,
+    list_sources,
+    load_dataset,
+    make_parser,
+    measure_or_read,
+    run_command,
+    unfinished_folder,
+    write_results,
+)
 from transferlab.artifacts import machine
 from transferlab.backbones import create_backbone, make_head
 from transferlab.data import split_images, split_indices
@@ -212,7 +221,7 @@ def check_inputs(parts, data, weights):
     models = {SMALL_MODEL if part == "images" else MODEL for part in parts}
     infos, digest = {name: create_backbone(name, weights)[1] for name in sorted(models)}, None
     if {*parts} - {"images"}:
-        digest = load_dataset(data, "manga_facial_expressions").digest
+        digest = load_dataset(data, FACES).digest
     return digest, infos
 
 
@@ -247,9 +256,9 @@ def main(arguments=None):
                 print(f"round {number}, {done}", flush=True)
     table = pd.DataFrame(rows).drop(columns="round")
     print(table.groupby(["part", "x"], sort=False).median().to_string(float_format="%.2f", na_rep=""))
-    data = " and ".join(["manga_facial_expressions"] * bool(digest) + ["drawn pictures"] * ("images" in options.parts))
+    data = " and ".join([FACES] * bool(digest) + ["drawn pictures"] * ("images" in options.parts))
     described = {
-        "data": {"manga_facial_expressions": digest}, "weights": {name: info._asdict() for name, info in infos.items()},
+        "data": {FACES: digest}, "weights": {name: info._asdict() for name, info in infos.items()},
         "points": {part: POINTS[part] for part in options.parts}, "rounds": options.rounds,
     }
     heading = f"{data}, {options.rounds} rounds, {machine()['processor']}\n{list_sources(infos)}"

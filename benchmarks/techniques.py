@@ -72,10 +72,6 @@ def load_studies(folder, settings):
     return {images.name: study_of_all(images, views_of(images.name), settings, seed=0) for images in found}
 
 
-def trained_parameters(model):
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def measure_frozen(technique, study, frozen, fold):
     """One technique on kept features of one fold -> {"correct", "n", "macro_f1", "seconds", "trainable", "epochs"}; `seconds` without
     those that features took which had not been kept yet."""
@@ -110,8 +106,8 @@ def describe(model, scored, labels, seconds, results):
     correct = int((scored["predictions"] == labels).sum())
     epochs = sum(len(result.history) for result in results)
     macro_f1 = float(f1_score(labels, scored["predictions"], average="macro"))
-    found = {"correct": correct, "n": len(labels), "macro_f1": macro_f1, "seconds": seconds}
-    return found | {"trainable": trained_parameters(model), "epochs": epochs}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"correct": correct, "n": len(labels), "macro_f1": macro_f1, "seconds": seconds, "trainable": trainable, "epochs": epochs}
 
 
 def keep_drawn(blocks):
@@ -147,8 +143,8 @@ def list_work(options, pairs, infos, studies, folds):
         for technique, function in {"linear probe": FROZEN["linear probe"], **TUNED}.items():
             for fold in folds[data]:
                 row = {"kind": "tuned", "dataset": data, "model": name, "technique": technique, "fold": fold[1]}
-                work.append((row, lambda n=name, f=function, i=image_set, b=blocks, fold=fold: measure_tuned(
-                    f, n, options.weights, i, b, options.epochs, fold)))
+                arguments = function, name, options.weights, image_set, blocks, options.epochs, fold
+                work.append((row, functools.partial(measure_tuned, *arguments)))
     return work
 
 
@@ -160,7 +156,7 @@ def measure_alone(options, pairs, infos, studies, folds, folder):
         image_set, fold, views = studies[data].image_set, folds[data][0], views_of(data)
         arguments = TUNED["full fine-tuning"], name, "none", image_set, view_blocks(image_set, views, seed=0), options.epochs, fold
         points.append(folder / f"alone_{data}_{name}.json".replace("/", "_"))
-        measured = measure_or_read(points[-1], lambda arguments=arguments: measure_tuned(*arguments))
+        measured = measure_or_read(points[-1], functools.partial(measure_tuned, *arguments))
         row = {"dataset": data, "model": name, "technique": "full fine-tuning", "images": len(fold[2])}
         found.append(row | {key: measured[key] for key in ("seconds", "epochs", "trainable")})
         print(f"time alone: {found[-1]}")
