@@ -60,7 +60,10 @@ from transferlab.study import freeze_backbone
 from transferlab.train import train
 
 MODELS = (*BACKBONES, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-TUNED = [(FACES, "resnet50", "layer4"), (INSECTS, "efficientnet_lite0", "blocks.6")]  # what trains begins at the third
+TUNED = [
+    (FACES, "resnet50", "layer4"),
+    (INSECTS, "efficientnet_lite0", "blocks.6"),
+]  # what trains begins at the third
 
 
 def log_evidence(features, labels):
@@ -70,7 +73,9 @@ def log_evidence(features, labels):
     with threadpool_limits(1):  # as in probes: sums in one order
         for label in np.unique(labels):
             flat = dict.fromkeys(("alpha_1", "alpha_2", "lambda_1", "lambda_2"), 0.0)
-            ridge = BayesianRidge(fit_intercept=False, compute_score=True, max_iter=1000, tol=1e-6, **flat)
+            ridge = BayesianRidge(
+                fit_intercept=False, compute_score=True, max_iter=1000, tol=1e-6, **flat
+            )
             ridge.fit(features, (labels == label).astype(float))
             found.append(ridge.scores_[-1] / len(labels))
     return float(np.mean(found))
@@ -79,11 +84,17 @@ def log_evidence(features, labels):
 def describe_features(frozen, study, folds):
     """One backbone on one dataset -> its row: k-NN accuracy with its interval, LogME, dimensions."""
     clean, labels = frozen.draw("val", 0), study.image_set.labels.numpy()
-    probabilities = predict_with([KNeighborsClassifier(5)], clean, study.image_set, folds)["probabilities"]
+    probabilities = predict_with([KNeighborsClassifier(5)], clean, study.image_set, folds)[
+        "probabilities"
+    ]
     by_image = (probabilities.argmax(2) == labels).mean(0)
     low, high = bootstrap_interval(by_image)
     return {
-        "n": len(labels), "features": clean.shape[1], "knn_accuracy": float(by_image.mean()), "knn_low": low, "knn_high": high,
+        "n": len(labels),
+        "features": clean.shape[1],
+        "knn_accuracy": float(by_image.mean()),
+        "knn_low": low,
+        "knn_high": high,
         "logme": log_evidence(clean.double().numpy(), labels),
     }
 
@@ -94,7 +105,9 @@ def stage_means(model, blocks):
     kept = {info["module"]: [] for info in model.feature_info}
 
     def keep(name):
-        return lambda module, given, output: kept[name].append(output.mean((2, 3) if output.ndim == 4 else 1).cpu())
+        return lambda module, given, output: kept[name].append(
+            output.mean((2, 3) if output.ndim == 4 else 1).cpu()
+        )
 
     hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in kept]
     for block in blocks:
@@ -109,7 +122,9 @@ def tune_partly(data, dataset, name, cut, weights, epochs):
     study, device = make_study(data, dataset=dataset, epochs=epochs), choose_device()
     labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
     model = create_backbone(name, weights)[0]
-    set_head(model, make_head(model.head_hidden_size, len(study.image_set.classes), seed=study.seed)).to(device)
+    set_head(
+        model, make_head(model.head_hidden_size, len(study.image_set.classes), seed=study.seed)
+    ).to(device)
     before = copy.deepcopy(model)
     lower, upper = split_at(model, cut)
     folded, val = fold_batchnorm(lower), study.indices["val"]
@@ -120,14 +135,26 @@ def tune_partly(data, dataset, name, cut, weights, epochs):
 
     with tempfile.TemporaryDirectory() as folder:
         result = train(
-            upper, lambda epoch: activations("train", 1 + epoch, choose_precision(device), folder), labels["train"],
-            activations("val", 0, torch.float32, folder), labels["val"], clean_x=activations("train", 0, torch.float32, folder),
-            epochs=epochs, lr=1e-4, seed=study.seed, progress=True,
+            upper,
+            lambda epoch: activations("train", 1 + epoch, choose_precision(device), folder),
+            labels["train"],
+            activations("val", 0, torch.float32, folder),
+            labels["val"],
+            clean_x=activations("train", 0, torch.float32, folder),
+            epochs=epochs,
+            lr=1e-4,
+            seed=study.seed,
+            progress=True,
         )
     stages = [stage_means(one, study.blocks(0, val)) for one in (before, model)]
     cka = [[debiased_cka(a, b) for b in stages[1].values()] for a in stages[0].values()]
     best = result.history[result.best_epoch - 1]
-    return {"stages": [*stages[0]], "cka": cka, "val_acc": best["val_acc"], "epochs": len(result.history)}
+    return {
+        "stages": [*stages[0]],
+        "cka": cka,
+        "val_acc": best["val_acc"],
+        "epochs": len(result.history),
+    }
 
 
 def plot_gap(table, tuned, title):
@@ -135,28 +162,53 @@ def plot_gap(table, tuned, title):
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
     for axis, dataset, colour in zip(axes[0], (FACES, INSECTS), (BLUE, ORANGE)):
         part = table[table.dataset == dataset].sort_values("knn_accuracy")
-        errors = 100 * np.array([part.knn_accuracy - part.knn_low, part.knn_high - part.knn_accuracy])
+        errors = 100 * np.array(
+            [part.knn_accuracy - part.knn_low, part.knn_high - part.knn_accuracy]
+        )
         axis.errorbar(100 * part.knn_accuracy, range(len(part)), xerr=errors, fmt="o", color=colour)
-        axis.set_yticks(range(len(part)), [f"{row.model}\nLogME {row.logme:+.2f}" for row in part.itertuples()], fontsize=8)
+        axis.set_yticks(
+            range(len(part)),
+            [f"{row.model}\nLogME {row.logme:+.2f}" for row in part.itertuples()],
+            fontsize=8,
+        )
         axis.set(xlabel="k-NN accuracy (%), 95 % interval", title=dataset)
     for axis, found in zip(axes[1], tuned):
         matrix, stages = np.array(found["cka"]), found["stages"]
         axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
         for (i, j), value in np.ndenumerate(matrix):
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value < 0.6 else "black")
+            axis.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if value < 0.6 else "black",
+            )
         axis.set_xticks(range(len(stages)), stages, rotation=45, fontsize=7)
         axis.set_yticks(range(len(stages)), stages, fontsize=7)
         axis.set(xlabel="after", ylabel="before")
-        axis.set_title(f"debiased CKA, {found['model']} trained from {found['cut']}\n{found['dataset']}", fontsize=9)
+        axis.set_title(
+            f"debiased CKA, {found['model']} trained from {found['cut']}\n{found['dataset']}",
+            fontsize=9,
+        )
     figure.suptitle(title, fontsize=8)
     return figure
 
 
 def parse(arguments):
-    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}")
-    parser.add_argument("--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)")
-    parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
+    parser = make_parser(
+        __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -171,20 +223,30 @@ def main(arguments=None):
     for name in set(infos) - set(pretrained):
         print(f"left out: {name} ({infos[name].source})")
     described = {
-        "data": {data: study.image_set.digest for data, study in studies.items()}, "epochs": options.epochs,
+        "data": {data: study.image_set.digest for data, study in studies.items()},
+        "epochs": options.epochs,
         "weights": {name: infos[name]._asdict() for name in pretrained},
     }
     folder, rows, points = unfinished_folder(options.out, "domain_gap", described), [], []
     for data, study in studies.items():
         folds = make_folds(study.image_set.labels, 5, 5, 0)
         for name in pretrained:
+
             def measure(name=name, study=study, folds=folds):
-                frozen = freeze_backbone(name, study, weights=options.weights, cache_dir=options.cache_dir)
+                frozen = freeze_backbone(
+                    name, study, weights=options.weights, cache_dir=options.cache_dir
+                )
                 return describe_features(frozen, study, folds)
 
             points.append(folder / f"{data}_{name.replace('/', '_')}.json")
-            rows.append({"part": "features", "dataset": data, "model": name} | measure_or_read(points[-1], measure))
-            print(f"{data}, {name}: k-NN {rows[-1]['knn_accuracy']:.1%}, LogME {rows[-1]['logme']:.3f}", flush=True)
+            rows.append(
+                {"part": "features", "dataset": data, "model": name}
+                | measure_or_read(points[-1], measure)
+            )
+            print(
+                f"{data}, {name}: k-NN {rows[-1]['knn_accuracy']:.1%}, LogME {rows[-1]['logme']:.3f}",
+                flush=True,
+            )
     tuned = []
     for data, name, cut in [one for one in TUNED if one[1] in pretrained]:
         points.append(folder / f"cka_{data}_{name}.json")
@@ -192,11 +254,24 @@ def main(arguments=None):
         found = measure_or_read(points[-1], lambda call=call: tune_partly(*call))
         tuned.append({"dataset": data, "model": name, "cut": cut} | found)
         for stage, line in zip(found["stages"], found["cka"]):
-            rows += [{"part": "cka", "dataset": data, "model": name, "before": stage, "after": other, "cka": value}
-                     for other, value in zip(found["stages"], line)]
-        print(f"{data}, {name} from {cut}: validation {found['val_acc']:.1%}; CKA of the last stage {found['cka'][-1][-1]:.2f}")
+            rows += [
+                {
+                    "part": "cka",
+                    "dataset": data,
+                    "model": name,
+                    "before": stage,
+                    "after": other,
+                    "cka": value,
+                }
+                for other, value in zip(found["stages"], line)
+            ]
+        print(
+            f"{data}, {name} from {cut}: validation {found['val_acc']:.1%}; CKA of the last stage {found['cka'][-1][-1]:.2f}"
+        )
     sources = list_sources({name: infos[name] for name in pretrained})
-    figure = plot_gap(pd.DataFrame(rows), tuned, f"clean views, {machine()['processor']}\n{sources}")
+    figure = plot_gap(
+        pd.DataFrame(rows), tuned, f"clean views, {machine()['processor']}\n{sources}"
+    )
     write_results(options.out, "domain_gap", rows, described | {"tuned": tuned}, figure, points)
     return 0
 

@@ -46,7 +46,14 @@ def make_study(data, *, dataset=FACES, size=224, **changed):
     """The study of a dataset, the manga faces as notebook 01 runs them, without early stopping; `changed` settings instead."""
     image_set, transforms = load_images(data, prefer=dataset), views_of(dataset, size)
     indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
-    return Study(image_set, transforms, indices, view_blocks(image_set, transforms, seed=42), SETTINGS | changed, 42)
+    return Study(
+        image_set,
+        transforms,
+        indices,
+        view_blocks(image_set, transforms, seed=42),
+        SETTINGS | changed,
+        42,
+    )
 
 
 def new_head(kind, in_features, classes, seed):
@@ -73,7 +80,16 @@ def time_heads(kind, views, labels):
     for seed in range(SEEDS):
         for rest, test in (map(torch.from_numpy, fold) for fold in folds):
             heads.append(new_head(kind, views.shape[2], 7, seed))
-            jobs.append(Job(lambda epoch: views[1 + epoch % (len(views) - 1)], rest, views[0], test, seed=seed, patience=0))
+            jobs.append(
+                Job(
+                    lambda epoch: views[1 + epoch % (len(views) - 1)],
+                    rest,
+                    views[0],
+                    test,
+                    seed=seed,
+                    patience=0,
+                )
+            )
     alone = copy.deepcopy(heads[::FOLDS])
 
     def one_after_another():
@@ -81,8 +97,14 @@ def time_heads(kind, views, labels):
             index, val = job.train_index, job.val_index
             kept = [view[index] for view in views]
             train(
-                head, lambda epoch, kept=kept: kept[1 + epoch % (len(kept) - 1)], labels[index], views[0][val], labels[val],
-                clean_x=kept[0], patience=0, seed=job.seed,
+                head,
+                lambda epoch, kept=kept: kept[1 + epoch % (len(kept) - 1)],
+                labels[index],
+                views[0][val],
+                labels[val],
+                clean_x=kept[0],
+                patience=0,
+                seed=job.seed,
             )
 
     together = seconds_of(lambda: train_many(heads, jobs, labels))
@@ -101,7 +123,9 @@ def time_run(study, weights, cache_dir):
             head = new_head(kind, clean.shape[1], 7, 42)
             options = {"clean_x": clean, "epochs": epochs, "patience": 0, "seed": 42}
             heads[kind, epochs] = seconds_of(
-                lambda h=head, o=options: train(h, lambda e: kept[e % len(kept)], labels["train"], val, labels["val"], **o)
+                lambda h=head, o=options: train(
+                    h, lambda e: kept[e % len(kept)], labels["train"], val, labels["val"], **o
+                )
             )
     return frozen, torch.stack([clean, *kept]), heads
 
@@ -121,7 +145,11 @@ def measure_round(data, weights):
     with tempfile.TemporaryDirectory() as folder:
         frozen, views, heads = time_run(study, weights, folder)
         again, _, _ = time_run(make_study(data), weights, folder)
-    first, second, labels = frozen.timings, again.timings, study.image_set.labels[study.indices["train"]]
+    first, second, labels = (
+        frozen.timings,
+        again.timings,
+        study.image_set.labels[study.indices["train"]],
+    )
     parts = ("training views", "validation images", "features from disk")
     features = [sum(timings.get(part, 0) for part in parts) for timings in (first, second)]
     found = {"second_run": (features[1], features[0])}
@@ -131,12 +159,19 @@ def measure_round(data, weights):
         found[f"heads_{kind}"] = time_heads(kind, views, labels)
     ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
     calls = {"memory_mb": ("run_once", data, weights), "memory_imports_mb": ("do_nothing",)}
-    memory = {name: (in_fresh_process(f"benchmarks.engine.{call}", *given)[1], None, None) for name, (call, *given) in calls.items()}
+    memory = {
+        name: (in_fresh_process(f"benchmarks.engine.{call}", *given)[1], None, None)
+        for name, (call, *given) in calls.items()
+    }
     return ratios | memory, frozen.info
 
 
 def main(arguments=None):
-    parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights="a folder with resnet50's weights")
+    parser = make_parser(
+        __doc__,
+        data="a folder with manga_facial_expressions",
+        weights="a folder with resnet50's weights",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     options = parser.parse_args(arguments)
     folder = Path(options.out) / "result/benchmarks"
@@ -145,14 +180,36 @@ def main(arguments=None):
     for number in range(options.rounds):
         measured, weights = measure_round(options.data, options.weights)
         for name, (value, above, below) in measured.items():
-            rows.append({"quantity": name, "round": number, "value": value, "seconds": above, "seconds_reference": below})
-            print({key: round(entry, 4) if isinstance(entry, float) else entry for key, entry in rows[-1].items()}, flush=True)
+            rows.append(
+                {
+                    "quantity": name,
+                    "round": number,
+                    "value": value,
+                    "seconds": above,
+                    "seconds_reference": below,
+                }
+            )
+            print(
+                {
+                    key: round(entry, 4) if isinstance(entry, float) else entry
+                    for key, entry in rows[-1].items()
+                },
+                flush=True,
+            )
     table, stamp = pd.DataFrame(rows), new_stamp(options.out)
-    print(table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f"))
-    described = {"data": FACES, "rounds": options.rounds, "weights": {weights.name: weights._asdict()}}
+    print(
+        table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f")
+    )
+    described = {
+        "data": FACES,
+        "rounds": options.rounds,
+        "weights": {weights.name: weights._asdict()},
+    }
     info = json.dumps(machine() | described, indent=1)
     write_new(folder / f"engine_{stamp}.csv", lambda path: table.to_csv(path, index=False))
-    write_new(folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8"))
+    write_new(
+        folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8")
+    )
     return 0
 
 

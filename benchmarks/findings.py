@@ -69,7 +69,12 @@ def all_images(data, dataset):
     Raises:
         UserError: `data` lacks the dataset.
     """
-    return study_of_all(load_dataset(data, dataset), views_of(dataset), STUDY_SETTINGS | {"views": DEFAULT_VIEWS}, seed=0)
+    return study_of_all(
+        load_dataset(data, dataset),
+        views_of(dataset),
+        STUDY_SETTINGS | {"views": DEFAULT_VIEWS},
+        seed=0,
+    )
 
 
 def train_curves(frozen, study, folds, variant):
@@ -78,14 +83,24 @@ def train_curves(frozen, study, folds, variant):
     clean_acc: accuracy on the clean view of the images it trained on, at the epoch of the lowest validation loss.
     """
     clean, labels, settings = frozen.draw("val", 0), study.image_set.labels, study.settings
-    settings = settings | {"patience": 0, "dropout": 0.0 if variant == "no dropout" else settings["dropout"]}
+    settings = settings | {
+        "patience": 0,
+        "dropout": 0.0 if variant == "no dropout" else settings["dropout"],
+    }
 
     def view_of(epoch):
-        return frozen.draw("train", 0 if variant == "no augmentation" else 1 + epoch % settings["views"])
+        return frozen.draw(
+            "train", 0 if variant == "no augmentation" else 1 + epoch % settings["views"]
+        )
 
     heads, results = train_on_folds(clean, view_of, study.image_set, folds, settings, seed=0)
-    curves = {name: [[row[name] for row in one.history] for one in results] for name in ("val_loss", "test_loss", "test_acc")}
-    seen = [evaluate(head, clean[inner], labels[inner]) for head, (_, _, inner, *_) in zip(heads, folds)]
+    curves = {
+        name: [[row[name] for row in one.history] for one in results]
+        for name in ("val_loss", "test_loss", "test_acc")
+    }
+    seen = [
+        evaluate(head, clean[inner], labels[inner]) for head, (_, _, inner, *_) in zip(heads, folds)
+    ]
     return curves | {"clean_acc": [one["accuracy"] for one in seen]}
 
 
@@ -114,7 +129,9 @@ def stop_after_rises(val_loss, rises=PATIENCE):
 
 def at_stop(curves, name, rule=stop_without_gain):
     """A curve's value at the epoch that a stopping rule chooses [F]."""
-    return np.array([values[rule(losses)[0]] for values, losses in zip(curves[name], curves["val_loss"])])
+    return np.array(
+        [values[rule(losses)[0]] for values, losses in zip(curves[name], curves["val_loss"])]
+    )
 
 
 def chosen_epochs(curves):
@@ -129,9 +146,22 @@ def judge(low, high, threshold=0.0):
 
 def make_row(claim, test, data, model, differences, folds, unit="accuracy"):
     """A row for the claim that `differences` [F] over the folds of `data` are above zero on average; folds: {data: folds}."""
-    found = corrected_resampled_t(differences, 1 / max(fold for _, fold, *_ in folds[data]))  # k folds: 1 of k - 1
-    row = {"claim": claim, "test": test, "data": data, "model": model, "unit": unit, "value": found["difference"]}
-    return row | {name: found[name] for name in ("low", "high", "p")} | {"verdict": judge(found["low"], found["high"])}
+    found = corrected_resampled_t(
+        differences, 1 / max(fold for _, fold, *_ in folds[data])
+    )  # k folds: 1 of k - 1
+    row = {
+        "claim": claim,
+        "test": test,
+        "data": data,
+        "model": model,
+        "unit": unit,
+        "value": found["difference"],
+    }
+    return (
+        row
+        | {name: found[name] for name in ("low", "high", "p")}
+        | {"verdict": judge(found["low"], found["high"])}
+    )
 
 
 def accuracy(curves, data, model, weights="pretrained", variant="study"):
@@ -141,35 +171,83 @@ def accuracy(curves, data, model, weights="pretrained", variant="study"):
 
 def most_frequent(labels, folds):
     """The accuracy on every test fold [F] of always naming its training fold's most frequent class."""
-    return np.array([
-        float((labels[test] == labels[torch.cat([inner, val])].mode()[0]).double().mean()) for _, _, inner, val, test in folds
-    ])
+    return np.array(
+        [
+            float((labels[test] == labels[torch.cat([inner, val])].mode()[0]).double().mean())
+            for _, _, inner, val, test in folds
+        ]
+    )
 
 
 def judge_transfer(curves, labels, folds):
     """The rows of what the study says of backbones. curves: {(data, model, "pretrained" or "random", variant): curves}; labels:
     {data: int64 [N]}; folds: {data: folds}."""
-    rows = [make_row(
-        "DenseNet121 is more accurate than ResNet50", "accuracy of DenseNet121 less ResNet50's", FACES, "densenet121, resnet50",
-        accuracy(curves, FACES, "densenet121") - accuracy(curves, FACES, "resnet50"), folds,
-    )]
+    rows = [
+        make_row(
+            "DenseNet121 is more accurate than ResNet50",
+            "accuracy of DenseNet121 less ResNet50's",
+            FACES,
+            "densenet121, resnet50",
+            accuracy(curves, FACES, "densenet121") - accuracy(curves, FACES, "resnet50"),
+            folds,
+        )
+    ]
     for data, model in ABLATED:
-        claim, test = "A frozen backbone with a new head is effective", "accuracy less that of the most frequent class"
+        claim, test = (
+            "A frozen backbone with a new head is effective",
+            "accuracy less that of the most frequent class",
+        )
         above = accuracy(curves, data, model) - most_frequent(labels[data], folds[data])
         rows.append(make_row(claim, test, data, model, above, folds))
     for data, model in UNTRAINED:
         gain = accuracy(curves, data, model) - accuracy(curves, data, model, "random")
-        rows.append(make_row("Pretraining helps", "accuracy less that from random weights", data, model, gain, folds))
-        epochs = [chosen_epochs(curves[data, model, weights, "study"]) for weights in ("random", "pretrained")]
+        rows.append(
+            make_row(
+                "Pretraining helps",
+                "accuracy less that from random weights",
+                data,
+                model,
+                gain,
+                folds,
+            )
+        )
+        epochs = [
+            chosen_epochs(curves[data, model, weights, "study"])
+            for weights in ("random", "pretrained")
+        ]
         test = "epochs to the best, from random weights less pretrained"
-        rows.append(make_row("Pretraining speeds up learning", test, data, model, epochs[0] - epochs[1], folds, "epochs"))
+        rows.append(
+            make_row(
+                "Pretraining speeds up learning",
+                test,
+                data,
+                model,
+                epochs[0] - epochs[1],
+                folds,
+                "epochs",
+            )
+        )
     for pair in zip(RANKED, RANKED[1:]):
         claim, models = "{} is more accurate than {}".format(*pair), ", ".join(pair)
         if all((INSECTS, model, "pretrained", "study") in curves for model in pair):
             better, worse = (accuracy(curves, INSECTS, model) for model in pair)
-            rows.append(make_row(claim, "accuracy of the first less the second's", INSECTS, models, better - worse, folds))
+            rows.append(
+                make_row(
+                    claim,
+                    "accuracy of the first less the second's",
+                    INSECTS,
+                    models,
+                    better - worse,
+                    folds,
+                )
+            )
         else:
-            row = {"claim": claim, "test": "none: pretrained weights are missing", "data": INSECTS, "model": models}
+            row = {
+                "claim": claim,
+                "test": "none: pretrained weights are missing",
+                "data": INSECTS,
+                "model": models,
+            }
             rows.append(row | {"unit": "accuracy", "verdict": "undecided"})
     return rows
 
@@ -177,28 +255,61 @@ def judge_transfer(curves, labels, folds):
 def judge_over_fitting(curves, folds, data, model):
     """The rows of what the study says of over-fitting and of what helps against it, for one backbone."""
     with_all = {variant: curves[data, model, "pretrained", variant] for variant in VARIANTS}
-    one, last = with_all["study"], {name: np.array(found["test_loss"])[:, -1] for name, found in with_all.items()}
+    one, last = (
+        with_all["study"],
+        {name: np.array(found["test_loss"])[:, -1] for name, found in with_all.items()},
+    )
     chosen, rows = accuracy(curves, data, model), []
 
     def add(claim, test, differences, unit="accuracy"):
         rows.append(make_row(claim, test, data, model, differences, folds, unit))
 
-    at_best = at_stop(one, "test_acc", lambda losses: stop_without_gain(losses, len(losses)))  # never, as clean_acc is taken
+    at_best = at_stop(
+        one, "test_acc", lambda losses: stop_without_gain(losses, len(losses))
+    )  # never, as clean_acc is taken
     test = "accuracy on clean training images less that on test folds"
     add("The head over-fits despite augmentation", test, np.array(one["clean_acc"]) - at_best)
     for variant, what in (("no dropout", "Dropout"), ("no augmentation", "Augmentation")):
         test = "test log-loss of the last epoch, without it less with it"
         add(f"{what} mitigates over-fitting", test, last[variant] - last["study"], "log-loss")
         test = "accuracy with it less without, both stopping early"
-        add(f"{what} makes the head more accurate", test, chosen - accuracy(curves, data, model, variant=variant))
+        add(
+            f"{what} makes the head more accurate",
+            test,
+            chosen - accuracy(curves, data, model, variant=variant),
+        )
     test = "test log-loss of the last epoch less that of the epoch chosen"
-    add("Early stopping mitigates over-fitting", test, last["study"] - at_stop(one, "test_loss"), "log-loss")
+    add(
+        "Early stopping mitigates over-fitting",
+        test,
+        last["study"] - at_stop(one, "test_loss"),
+        "log-loss",
+    )
     test = "accuracy at the epoch chosen less that of the last"
-    add("Early stopping makes the head more accurate", test, chosen - np.array(one["test_acc"])[:, -1])
-    rules, claim = "stopping after 5 epochs without a new best", "is better than after 5 rises in a row"
-    add(f"{rules} {claim}".capitalize(), "accuracy", chosen - at_stop(one, "test_acc", stop_after_rises))
-    trained = [np.array([rule(losses)[1] for losses in one["val_loss"]]) for rule in (stop_after_rises, stop_without_gain)]
-    add(f"{rules} takes fewer epochs".capitalize(), "epochs, after 5 rises less ours", trained[0] - trained[1], "epochs")
+    add(
+        "Early stopping makes the head more accurate",
+        test,
+        chosen - np.array(one["test_acc"])[:, -1],
+    )
+    rules, claim = (
+        "stopping after 5 epochs without a new best",
+        "is better than after 5 rises in a row",
+    )
+    add(
+        f"{rules} {claim}".capitalize(),
+        "accuracy",
+        chosen - at_stop(one, "test_acc", stop_after_rises),
+    )
+    trained = [
+        np.array([rule(losses)[1] for losses in one["val_loss"]])
+        for rule in (stop_after_rises, stop_without_gain)
+    ]
+    add(
+        f"{rules} takes fewer epochs".capitalize(),
+        "epochs, after 5 rises less ours",
+        trained[0] - trained[1],
+        "epochs",
+    )
     return rows
 
 
@@ -208,10 +319,16 @@ def time_backbones(data, weights, *, rounds=15):
     {model: list}}; 32 images of the manga faces."""
     device = choose_device()
     study = make_study(data)
-    images = next(iter(study.blocks(0, study.indices["train"][:32]))).to(device).contiguous(memory_format=torch.channels_last)
+    images = (
+        next(iter(study.blocks(0, study.indices["train"][:32])))
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+    )
     lowers = {}
     for name in ("resnet50", "densenet121"):
-        lowers[name] = fold_batchnorm(split_at(create_backbone(name, weights)[0].to(device), "features")[0])
+        lowers[name] = fold_batchnorm(
+            split_at(create_backbone(name, weights)[0].to(device), "features")[0]
+        )
     found = {}
     for precision in dict.fromkeys([torch.float32, choose_precision(device)]):
         seconds = found[str(precision)] = {name: [] for name in lowers}
@@ -227,23 +344,37 @@ def judge_speed(timed):
     for precision, seconds in timed.items():
         faster = np.array(seconds["densenet121"]) / np.array(seconds["resnet50"]) - 1
         low, high = np.quantile(faster, [0.025, 0.975])
-        rows.append({
-            "claim": "ResNet50 is 15 % faster than DenseNet121", "unit": "share", "data": FACES, "model": "resnet50, densenet121",
-            "test": f"forwards in {precision.removeprefix('torch.')}, seconds of DenseNet121 over ResNet50's, less 1",
-            "value": float(np.median(faster)), "low": low, "high": high, "verdict": judge(low, high, 0.15),
-        })
+        rows.append(
+            {
+                "claim": "ResNet50 is 15 % faster than DenseNet121",
+                "unit": "share",
+                "data": FACES,
+                "model": "resnet50, densenet121",
+                "test": f"forwards in {precision.removeprefix('torch.')}, seconds of DenseNet121 over ResNet50's, less 1",
+                "value": float(np.median(faster)),
+                "low": low,
+                "high": high,
+                "verdict": judge(low, high, 0.15),
+            }
+        )
     return rows
 
 
 def judge_size():
     """The row of "ResNet50 has fewer parameters": both as ImageNet classifiers."""
     counts = {
-        name: sum(p.numel() for p in create_backbone(name, "none")[0].parameters()) for name in ("resnet50", "densenet121")
+        name: sum(p.numel() for p in create_backbone(name, "none")[0].parameters())
+        for name in ("resnet50", "densenet121")
     }
     fewer = counts["densenet121"] - counts["resnet50"]
     return {
-        "claim": "ResNet50 has fewer parameters than DenseNet121", "data": "", "model": "resnet50, densenet121", "unit": "parameters",
-        "test": f"counted: {counts['resnet50']:,} and {counts['densenet121']:,}", "value": fewer, "verdict": judge(fewer, fewer),
+        "claim": "ResNet50 has fewer parameters than DenseNet121",
+        "data": "",
+        "model": "resnet50, densenet121",
+        "unit": "parameters",
+        "test": f"counted: {counts['resnet50']:,} and {counts['densenet121']:,}",
+        "value": fewer,
+        "verdict": judge(fewer, fewer),
     }
 
 
@@ -256,7 +387,9 @@ class Casted(nn.Module):
 
     def forward(self, images):
         precision = choose_precision(images.device)
-        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+        with torch.autocast(
+            images.device.type, dtype=precision, enabled=precision != torch.float32
+        ):
             return self.model(images).float()
 
 
@@ -270,11 +403,15 @@ def train_in_both_modes(name, study, weights, cache_dir):
     labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
     frozen = freeze_backbone(name, study, weights=weights, cache_dir=cache_dir)
     result, provenance = train_study(frozen, study, progress=False)
-    correct = {"eval": [a == b for a, b in zip(provenance["val_predictions"], provenance["val_labels"])]}
+    correct = {
+        "eval": [a == b for a, b in zip(provenance["val_predictions"], provenance["val_labels"])]
+    }
     histories, settings = {"eval": result.history}, study.settings
     model = create_backbone(name, weights)[0]
     sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": study.seed}
-    set_head(model, head := make_head(model.head_hidden_size, len(study.image_set.classes), **sizes))
+    set_head(
+        model, head := make_head(model.head_hidden_size, len(study.image_set.classes), **sizes)
+    )
     whole = Casted(split_at(model.to(choose_device()), "input")[1].requires_grad_(False))
     head.requires_grad_(True)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -283,23 +420,45 @@ def train_in_both_modes(name, study, weights, cache_dir):
     def view_of(epoch):
         return torch.cat([*study.blocks(1 + epoch % settings["views"], study.indices["train"])])
 
-    options = {key: settings[key] for key in ("epochs", "patience", "batch_size", "lr")} | {"seed": study.seed, "progress": True}
-    histories["train"] = train(whole, view_of, labels["train"], val, labels["val"], clean_x=clean, **options).history
-    correct["train"] = (evaluate(whole, val, labels["val"])["predictions"] == labels["val"]).tolist()
-    moved = [key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])]
+    options = {key: settings[key] for key in ("epochs", "patience", "batch_size", "lr")} | {
+        "seed": study.seed,
+        "progress": True,
+    }
+    histories["train"] = train(
+        whole, view_of, labels["train"], val, labels["val"], clean_x=clean, **options
+    ).history
+    correct["train"] = (
+        evaluate(whole, val, labels["val"])["predictions"] == labels["val"]
+    ).tolist()
+    moved = [
+        key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])
+    ]
     heads = tuple(f"{classifier_name(model)}.{key}" for key in head.state_dict())
-    return {"correct": correct, "history": histories, "moved": [key for key in moved if key not in heads]}
+    return {
+        "correct": correct,
+        "history": histories,
+        "moved": [key for key in moved if key not in heads],
+    }
 
 
 def judge_modes(found):
     """The row of what `model.train()` does to a "frozen" backbone: accuracy in eval mode less that in train mode, on the same
     validation images; the verdict by the exact McNemar test."""
     right = {mode: torch.tensor(correct) for mode, correct in found["correct"].items()}
-    p, value = mcnemar_p(right["eval"], right["train"]), float(right["eval"].double().mean() - right["train"].double().mean())
+    p, value = (
+        mcnemar_p(right["eval"], right["train"]),
+        float(right["eval"].double().mean() - right["train"].double().mean()),
+    )
     verdict = "undecided" if p >= 0.05 else judge(value, value)
     return {
-        "claim": 'model.train() on a "frozen" backbone costs accuracy', "test": "eval mode less train mode, study's split, McNemar",
-        "data": FACES, "model": "resnet50", "unit": "accuracy", "value": value, "p": p, "verdict": verdict,
+        "claim": 'model.train() on a "frozen" backbone costs accuracy',
+        "test": "eval mode less train mode, study's split, McNemar",
+        "data": FACES,
+        "model": "resnet50",
+        "unit": "accuracy",
+        "value": value,
+        "p": p,
+        "verdict": verdict,
     }
 
 
@@ -313,19 +472,32 @@ def plot_findings(rows, title):
         axis.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=2)
         axis.plot(100 * row["value"], place, marker, color=colour, label=row["verdict"])
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(shown)), [f"{row['claim']}: {row['model']}" for row in shown], fontsize=7)
+    axis.set_yticks(
+        range(len(shown)), [f"{row['claim']}: {row['model']}" for row in shown], fontsize=7
+    )
     axis.set_xlabel("points of accuracy in favour of the claim, 95 % interval")
     handles = dict(zip(*reversed(axis.get_legend_handles_labels())))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+    )
     figure.suptitle(title, fontsize=8)
     return figure
 
 
 def list_trainings(infos):
     """(data, model, weights, variant) of all that is trained: what has no pretrained weights only as far as it means something."""
-    wanted = [(data, model, "pretrained", variant) for data, model in ABLATED for variant in VARIANTS]
+    wanted = [
+        (data, model, "pretrained", variant) for data, model in ABLATED for variant in VARIANTS
+    ]
     wanted += [(data, model, "random", "study") for data, model in UNTRAINED]
-    return wanted + [(INSECTS, name, "pretrained", "study") for name in RANKED if infos[name].kind != "random"]
+    return wanted + [
+        (INSECTS, name, "pretrained", "study") for name in RANKED if infos[name].kind != "random"
+    ]
 
 
 def measure_heads(folder, wanted, studies, folds, weights, cache_dir):
@@ -337,7 +509,9 @@ def measure_heads(folder, wanted, studies, folds, weights, cache_dir):
         def measure(data=data, model=model, kind=kind, variant=variant):
             if (data, model, kind) not in frozen:
                 source = "none" if kind == "random" else weights
-                frozen[data, model, kind] = freeze_backbone(model, studies[data], weights=source, cache_dir=cache_dir)
+                frozen[data, model, kind] = freeze_backbone(
+                    model, studies[data], weights=source, cache_dir=cache_dir
+                )
             return train_curves(frozen[data, model, kind], studies[data], folds[data], variant)
 
         curves[data, model, kind, variant] = measure_or_read(paths[-1], measure)
@@ -347,10 +521,14 @@ def measure_heads(folder, wanted, studies, folds, weights, cache_dir):
 
 
 def parse(arguments):
-    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
+    parser = make_parser(
+        __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
+    )
     for name, default in {"folds": 5, "repeats": 5, "epochs": STUDY_SETTINGS["epochs"]}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
+    parser.add_argument(
+        "--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -358,30 +536,54 @@ def main(arguments=None):
     """Measures, prints, writes -> exit code."""
     options = parse(arguments)
     studies = {data: all_images(options.data, data) for data in (FACES, INSECTS)}
-    infos = {name: create_backbone(name, options.weights)[1] for name in [*dict(map(reversed, ABLATED)), *RANKED]}
+    infos = {
+        name: create_backbone(name, options.weights)[1]
+        for name in [*dict(map(reversed, ABLATED)), *RANKED]
+    }
     missing = [model for _, model in ABLATED if infos[model].kind == "random"]
     if missing:
-        raise UserError(f"{missing[0]}: {infos[missing[0]].source}; this measurement needs pretrained weights")
-    folds = {data: make_folds(study.image_set.labels, options.folds, options.repeats, 0) for data, study in studies.items()}
+        raise UserError(
+            f"{missing[0]}: {infos[missing[0]].source}; this measurement needs pretrained weights"
+        )
+    folds = {
+        data: make_folds(study.image_set.labels, options.folds, options.repeats, 0)
+        for data, study in studies.items()
+    }
     described = {
-        "data": {data: study.image_set.digest for data, study in studies.items()}, "folds": options.folds,
-        "repeats": options.repeats, "epochs": options.epochs, "settings": STUDY_SETTINGS | {"views": DEFAULT_VIEWS},
+        "data": {data: study.image_set.digest for data, study in studies.items()},
+        "folds": options.folds,
+        "repeats": options.repeats,
+        "epochs": options.epochs,
+        "settings": STUDY_SETTINGS | {"views": DEFAULT_VIEWS},
         "weights": {name: info._asdict() for name, info in infos.items()},
     }
     folder = unfinished_folder(options.out, "findings", described)
-    curves, points = measure_heads(folder, list_trainings(infos), studies, folds, options.weights, options.cache_dir)
+    curves, points = measure_heads(
+        folder, list_trainings(infos), studies, folds, options.weights, options.cache_dir
+    )
     points += [folder / "speed.json", folder / "modes.json"]
     timed = measure_or_read(points[-2], lambda: time_backbones(options.data, options.weights))
     study = make_study(options.data, epochs=options.epochs, patience=PATIENCE)
-    modes = measure_or_read(points[-1], lambda: train_in_both_modes("resnet50", study, options.weights, options.cache_dir))
-    rows = judge_transfer(curves, {data: study.image_set.labels for data, study in studies.items()}, folds)
+    modes = measure_or_read(
+        points[-1],
+        lambda: train_in_both_modes("resnet50", study, options.weights, options.cache_dir),
+    )
+    rows = judge_transfer(
+        curves, {data: study.image_set.labels for data, study in studies.items()}, folds
+    )
     rows += [*judge_speed(timed), judge_size()]
-    rows += [row for pair in ABLATED for row in judge_over_fitting(curves, folds, *pair)] + [judge_modes(modes)]
+    rows += [row for pair in ABLATED for row in judge_over_fitting(curves, folds, *pair)] + [
+        judge_modes(modes)
+    ]
     for row in rows:
         interval = f" [{row['low']:+.3f}, {row['high']:+.3f}]" if "low" in row else ""
         value = f"{row['value']:+.3f}{interval} {row['unit']}" if "value" in row else row["test"]
         print(f"{row['verdict']:9s} {row['claim']} ({row['model']}): {value}")
-    described |= {"curves": {"/".join(key): found for key, found in curves.items()}, "speed": timed, "modes": modes}
+    described |= {
+        "curves": {"/".join(key): found for key, found in curves.items()},
+        "speed": timed,
+        "modes": modes,
+    }
     heading = f"held-out test folds, {options.folds} x {options.repeats}, {DEFAULT_VIEWS} views, {machine()['processor']}"
     heading += f"\n{list_sources(infos)}"
     write_results(options.out, "findings", rows, described, plot_findings(rows, heading), points)

@@ -43,7 +43,10 @@ def watch_memory(process, *, interval=0.1):
 
 def run_watched(command, *, interval=0.1, **options):
     """Runs a command to its end -> Watched. `options` are subprocess.Popen's."""
-    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:  # pipes would fill up and block it
+    with (
+        tempfile.TemporaryFile("w+") as stdout,
+        tempfile.TemporaryFile("w+") as stderr,
+    ):  # pipes would fill up and block it
         started = time.time()
         with subprocess.Popen(command, stdout=stdout, stderr=stderr, **options) as process:
             try:
@@ -64,11 +67,20 @@ def in_fresh_process(function, *arguments):
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "returned.json"
-        command = [sys.executable, "-m", "benchmarks.memory", function, str(path), json.dumps(arguments)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.memory",
+            function,
+            str(path),
+            json.dumps(arguments),
+        ]
         with subprocess.Popen(command) as process:
             peak = watch_memory(process)
         if process.returncode:
-            raise UserError(f"{function}, run in a process of its own, failed with exit code {process.returncode}")
+            raise UserError(
+                f"{function}, run in a process of its own, failed with exit code {process.returncode}"
+            )
         outcome = json.loads(path.read_text(encoding="utf-8"))
     if "error" in outcome:
         raise UserError(outcome["error"])
@@ -79,7 +91,9 @@ def call_and_write(function, path, arguments):
     """The new process's part: calls the function, writes {"returned": ...}, or {"error": message} where it raised a UserError."""
     module, name = function.rsplit(".", 1)
     try:
-        outcome = {"returned": getattr(importlib.import_module(module), name)(*json.loads(arguments))}
+        outcome = {
+            "returned": getattr(importlib.import_module(module), name)(*json.loads(arguments))
+        }
     except UserError as error:
         outcome = {"error": str(error)}
     Path(path).write_text(json.dumps(outcome), encoding="utf-8")

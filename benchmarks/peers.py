@@ -59,20 +59,35 @@ from transferlab.views import anime_views
 
 # system -> (module of benchmarks.peer_systems, its function)
 SYSTEMS = {
-    "study": ("plain_loop", "run_study"), "tuned": ("plain_loop", "run_tuned"),
-    "fastai": ("with_fastai", "run"), "lightning": ("with_lightning", "run"), "hf": ("with_hf", "run"),
-    "fastai_tuned": ("with_fastai", "run_tuned"), "lightning_tuned": ("with_lightning", "run_tuned"),
+    "study": ("plain_loop", "run_study"),
+    "tuned": ("plain_loop", "run_tuned"),
+    "fastai": ("with_fastai", "run"),
+    "lightning": ("with_lightning", "run"),
+    "hf": ("with_hf", "run"),
+    "fastai_tuned": ("with_fastai", "run_tuned"),
+    "lightning_tuned": ("with_lightning", "run_tuned"),
     "hf_tuned": ("with_hf", "run_tuned"),
-    "ours_same_views": ("ours", "run"), "ours_default": ("ours", "run"), "ours_fp32": ("ours", "run_fp32"),
-    "study_early": ("plain_loop", "run_study"), "ours_early": ("ours", "run"),
+    "ours_same_views": ("ours", "run"),
+    "ours_default": ("ours", "run"),
+    "ours_fp32": ("ours", "run_fp32"),
+    "study_early": ("plain_loop", "run_study"),
+    "ours_early": ("ours", "run"),
 }
-LIBRARIES = {"with_fastai": ("fastai",), "with_lightning": ("lightning",), "with_hf": ("transformers", "accelerate")}
+LIBRARIES = {
+    "with_fastai": ("fastai",),
+    "with_lightning": ("lightning",),
+    "with_hf": ("transformers", "accelerate"),
+}
 SETTINGS = {"batch_size": 32, "lr": 1e-3, "hidden": 512, "dropout": 0.5}
 EPOCHS, SHORT, PATIENCE, SEED = 30, 4, 5, 42
 # The goals: seconds of the first (the best of several) over those of the second.
 RATIOS = [
-    (("study",), "ours_same_views"), (("study",), "ours_default"), (("tuned",), "ours_default"), (("study",), "ours_fp32"),
-    (("study_early",), "ours_early"), (("fastai", "lightning", "hf"), "ours_default"),
+    (("study",), "ours_same_views"),
+    (("study",), "ours_default"),
+    (("tuned",), "ours_default"),
+    (("study",), "ours_fp32"),
+    (("study_early",), "ours_early"),
+    (("fastai", "lightning", "hf"), "ours_default"),
     (("fastai_tuned", "lightning_tuned", "hf_tuned"), "ours_default"),
 ]
 COLUMNS = "system round kind views epochs seconds seconds_total best_epoch_accuracy peak_memory_mb".split()
@@ -97,7 +112,9 @@ def leave_out_missing(systems):
             if version is None:
                 missing.setdefault(system, library)
     for system, library in missing.items():
-        print(f'left out: {system} ({library} is not installed: pip install -e ".[bench]" in a clone)')
+        print(
+            f'left out: {system} ({library} is not installed: pip install -e ".[bench]" in a clone)'
+        )
     return [system for system in systems if system not in missing]
 
 
@@ -137,7 +154,9 @@ def exact_accuracy(row):
     n = row["evaluated"]
     exact = round(row["val_acc"] * n) / n
     if abs(exact - row["val_acc"]) > 1e-6:
-        raise UserError(f"an epoch reports the accuracy {row['val_acc']}, which is no share of {n} images: mend that system")
+        raise UserError(
+            f"an epoch reports the accuracy {row['val_acc']}, which is no share of {n} images: mend that system"
+        )
     return exact
 
 
@@ -151,7 +170,12 @@ def make_row(system, number, kind, found, epochs):
     views = settings_of(system, epochs)["views"] if system.startswith("ours") else count
     accuracy = exact_accuracy(best) if kind == "full" else None
     total = found["seconds_total"] - found["seconds"] + seconds
-    return dict(zip(COLUMNS, [system, number, kind, views, count, seconds, total, accuracy, found["peak_memory_mb"]]))
+    return dict(
+        zip(
+            COLUMNS,
+            [system, number, kind, views, count, seconds, total, accuracy, found["peak_memory_mb"]],
+        )
+    )
 
 
 def run_one(options):
@@ -160,7 +184,17 @@ def run_one(options):
     run = getattr(importlib.import_module(f"benchmarks.peer_systems.{module}"), function)
     settings, folder = settings_of(options.one, options.epochs), Path(options.data)
     record = Record()
-    run(Task(folder, options.weights, options.model, anime_views(options.size), settings, options.seed), record)
+    run(
+        Task(
+            folder,
+            options.weights,
+            options.model,
+            anime_views(options.size),
+            settings,
+            options.seed,
+        ),
+        record,
+    )
     found = {"seconds": record.seconds(), "ended": time.time() - record.untimed_seconds}
     record.check(*(len(index) for index in split_study(ImageFolder(folder).targets).values()))
     print("\n" + json.dumps(found | {"rows": record.rows, "frozen_hash": record.frozen_hash}))
@@ -174,12 +208,24 @@ def measure(system, number, kind, options):
     """
     epochs = options.epochs if runs_whole(system, kind) else min(SHORT, options.epochs)
     given = {
-        "one": system, "data": options.data, "weights": options.weights, "model": options.model, "size": options.size,
-        "epochs": epochs, "seed": SEED + number,
+        "one": system,
+        "data": options.data,
+        "weights": options.weights,
+        "model": options.model,
+        "size": options.size,
+        "epochs": epochs,
+        "seed": SEED + number,
     }
-    command = [sys.executable, "-m", "benchmarks.peers", *(f"--{name}={value}" for name, value in given.items())]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.peers",
+        *(f"--{name}={value}" for name, value in given.items()),
+    ]
     quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-    watched = run_watched(command, interval=0.5, cwd=Path(__file__).resolve().parents[1], env=os.environ | quiet)
+    watched = run_watched(
+        command, interval=0.5, cwd=Path(__file__).resolve().parents[1], env=os.environ | quiet
+    )
     try:
         found = json.loads(watched.stdout.strip().splitlines()[-1]) if not watched.code else None
     except (ValueError, IndexError):
@@ -221,7 +267,9 @@ def measure_all(systems, kinds, folder, used, options):
             path = kept_path(folder, system, number, used | {"kind": kind})
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                runs[system, number] = found = measure_or_read(path, lambda: measure(system, number, kind, options))
+                runs[system, number] = found = measure_or_read(
+                    path, lambda: measure(system, number, kind, options)
+                )
                 rows.append(make_row(system, number, kind, found, options.epochs))
             except UserError as error:
                 print(f"error: {error}", flush=True)
@@ -231,13 +279,19 @@ def measure_all(systems, kinds, folder, used, options):
             print(describe_row(rows[-1]), flush=True)
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise UserError(f"{failures[0]}{more}; what finished is kept: run again to go on, or choose with --systems")
+        raise UserError(
+            f"{failures[0]}{more}; what finished is kept: run again to go on, or choose with --systems"
+        )
     return rows, runs, paths
 
 
 def describe_row(row):
-    accuracy = "" if row["best_epoch_accuracy"] is None else f", accuracy {row['best_epoch_accuracy']:.1%}"
-    times = f"{row['seconds']:.1f} s for {row['epochs']} epochs, {row['seconds_total']:.1f} s in all"
+    accuracy = (
+        "" if row["best_epoch_accuracy"] is None else f", accuracy {row['best_epoch_accuracy']:.1%}"
+    )
+    times = (
+        f"{row['seconds']:.1f} s for {row['epochs']} epochs, {row['seconds_total']:.1f} s in all"
+    )
     return f"round {row['round']} ({row['kind']}), {row['system']}: {times}, {row['peak_memory_mb']:.0f} MB{accuracy}"
 
 
@@ -253,7 +307,9 @@ def summarise(table):
 def ratio_of(table, above, below):
     """Median over the rounds of seconds (the best of `above`) over seconds (`below`) -> (ratio, rounds); NaN and 0 where
     nothing can be compared."""
-    seconds = table.pivot(index="round", columns="system", values="seconds").reindex(columns=list({*above, below}))
+    seconds = table.pivot(index="round", columns="system", values="seconds").reindex(
+        columns=list({*above, below})
+    )
     ratios = (seconds[list(above)].min(axis=1) / seconds[below]).dropna()
     return ratios.median(), len(ratios)
 
@@ -265,8 +321,16 @@ def describe_ratios(table):
         ratio, rounds = ratio_of(table, above, below)
         if not rounds:
             continue
-        name = f"best of {', '.join(system for system in above if system in epochs)}" if len(above) > 1 else above[0]
-        stopped = f" (mean epochs {epochs[above[0]]:.1f} and {epochs[below]:.1f})" if below.endswith("_early") else ""
+        name = (
+            f"best of {', '.join(system for system in above if system in epochs)}"
+            if len(above) > 1
+            else above[0]
+        )
+        stopped = (
+            f" (mean epochs {epochs[above[0]]:.1f} and {epochs[below]:.1f})"
+            if below.endswith("_early")
+            else ""
+        )
         lines.append(f"{name} / {below}: {ratio:.2f} (median of {rounds}){stopped}")
     return lines
 
@@ -279,25 +343,39 @@ def describe_disagreement(runs, kinds, epochs):
     for (system, number), found in runs.items():
         if kinds[number] == "full" and not runs_whole(system, "short"):
             missed.setdefault(system, []).append(disagreement(found))
-    return [f"{system}: reckoned from {SHORT} epochs {statistics.median(shares):+.1%}" for system, shares in missed.items()]
+    return [
+        f"{system}: reckoned from {SHORT} epochs {statistics.median(shares):+.1%}"
+        for system, shares in missed.items()
+    ]
 
 
 def plot_bars(summary, title):
     """Median seconds of every system, with the ratio to ours_default and the accuracy beside each bar."""
     figure, axis = plt.subplots(figsize=(10, 1.6 + 0.42 * len(summary)), layout="constrained")
     family = {"study": GREY, "tuned": GREEN, "ours": BLUE}
-    colours = [GREEN if system.endswith("tuned") else family.get(system.split("_")[0], ORANGE) for system in summary.index]
+    colours = [
+        GREEN if system.endswith("tuned") else family.get(system.split("_")[0], ORANGE)
+        for system in summary.index
+    ]
     bars, labels = axis.barh(summary.index, summary.seconds, color=colours), []
     for row in summary.itertuples():
         parts = [f"{row.seconds:.0f} s" if row.seconds >= 10 else f"{row.seconds:.1f} s"]
-        parts += [f"{row.times:.1f} x"] if row.times == row.times else []  # NaN where ours_default did not run
-        parts += [f"accuracy {row.best_epoch_accuracy:.1%}"] if row.best_epoch_accuracy == row.best_epoch_accuracy else []
+        parts += (
+            [f"{row.times:.1f} x"] if row.times == row.times else []
+        )  # NaN where ours_default did not run
+        parts += (
+            [f"accuracy {row.best_epoch_accuracy:.1%}"]
+            if row.best_epoch_accuracy == row.best_epoch_accuracy
+            else []
+        )
         parts += [f"{row.epochs:.1f} epochs"] if row.Index.endswith("_early") else []
         labels.append(", ".join(parts))
     axis.bar_label(bars, labels, padding=4, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.4 * summary.seconds.max())
-    axis.set_xlabel("seconds, from loading the images to the end of training (median); x: times ours_default")
+    axis.set_xlabel(
+        "seconds, from loading the images to the end of training (median); x: times ours_default"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(title, fontsize=9)
     return figure
@@ -314,25 +392,41 @@ def prepare(options):
     folder = find_image_folder(options.data, prefer=FACES).resolve()
     image_set = load_images(folder)
     if image_set.split or image_set.rejected:
-        reason = "is split already" if image_set.split else f"holds files that are no images: {image_set.rejected[0]}"
-        raise UserError(f"{folder} {reason}: give the unsplit faces, where all systems see the same images")
+        reason = (
+            "is split already"
+            if image_set.split
+            else f"holds files that are no images: {image_set.rejected[0]}"
+        )
+        raise UserError(
+            f"{folder} {reason}: give the unsplit faces, where all systems see the same images"
+        )
     seen = [Path(path).relative_to(folder).as_posix() for path, _ in ImageFolder(folder).samples]
     if seen != list(image_set.paths):
         counts = f"{len(seen)} of its {len(image_set.paths)} images"
         raise UserError(f"{folder}: torchvision's ImageFolder lists {counts}: rename the others")
     model, info = create_backbone(options.model, options.weights)
     if info.kind == "random":
-        raise UserError(f"{options.model}: {info.source}; this measurement needs pretrained weights")
+        raise UserError(
+            f"{options.model}: {info.source}; this measurement needs pretrained weights"
+        )
     options.data, options.weights = folder, Path(options.weights).expanduser().resolve()
     return image_set, info
 
 
 def parse(arguments):
-    parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights="a folder with resnet50's weights")
+    parser = make_parser(
+        __doc__,
+        data="a folder with manga_facial_expressions",
+        weights="a folder with resnet50's weights",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--full", action="store_true", help="the first round is full whatever the CPU")
+    parser.add_argument(
+        "--full", action="store_true", help="the first round is full whatever the CPU"
+    )
     names = {"choices": SYSTEMS, "default": list(SYSTEMS), "metavar": "NAME"}
-    parser.add_argument("--systems", nargs="+", help=f"of {', '.join(SYSTEMS)} (default: all)", **names)
+    parser.add_argument(
+        "--systems", nargs="+", help=f"of {', '.join(SYSTEMS)} (default: all)", **names
+    )
     hidden = {"help": argparse.SUPPRESS}  # what a process is told, and what tests make small
     parser.add_argument("--one", choices=SYSTEMS, **hidden)
     parser.add_argument("--model", default="resnet50", **hidden)
@@ -357,11 +451,17 @@ def main(arguments=None):
     kinds = ["short"] * options.rounds
     kinds[0] = "full" if options.full or precision != torch.float32 else "short"
     used = {
-        "settings": {name: settings_of(name, options.epochs) for name in systems}, "weights": info._asdict(), "size": options.size,
-        "data": image_set.digest, "precision": str(precision), "machine": machine(),
+        "settings": {name: settings_of(name, options.epochs) for name in systems},
+        "weights": info._asdict(),
+        "size": options.size,
+        "data": image_set.digest,
+        "precision": str(precision),
+        "machine": machine(),
     }
     unfinished = out / "result/benchmarks/peers_unfinished"
-    one_system = used | {"settings": settings_of("study", options.epochs)}  # a choice of systems leaves what was kept as it is
+    one_system = used | {
+        "settings": settings_of("study", options.epochs)
+    }  # a choice of systems leaves what was kept as it is
     rows, runs, paths = measure_all(systems, kinds, unfinished, one_system, options)
     report(pd.DataFrame(rows), runs, kinds, used, image_set, paths, options)
     return 0
@@ -373,11 +473,20 @@ def report(table, runs, kinds, used, image_set, paths, options):
     ratios, missed = describe_ratios(table), describe_disagreement(runs, kinds, options.epochs)
     print(summary.to_string(float_format="%.3f"))
     print("\n".join([*missed, *ratios]))
-    libraries = {name: version for module in LIBRARIES for name, version in library_versions(module).items()}
-    facts = used | {"libraries": libraries, "kinds": kinds, "ratios": ratios, "short_against_full": missed}
+    libraries = {
+        name: version for module in LIBRARIES for name, version in library_versions(module).items()
+    }
+    facts = used | {
+        "libraries": libraries,
+        "kinds": kinds,
+        "ratios": ratios,
+        "short_against_full": missed,
+    }
     facts |= {"data_name": image_set.name, "synthetic": image_set.synthetic}
     facts["left_out"] = [system for system in SYSTEMS if system not in summary.index]
-    facts["runs"] = [{"system": system, "round": number} | found for (system, number), found in runs.items()]
+    facts["runs"] = [
+        {"system": system, "round": number} | found for (system, number), found in runs.items()
+    ]
     data = f"{image_set.name}{' (synthetic: drawn pictures)' * image_set.synthetic}"
     rounds = f"n = {len(kinds)} ({', '.join(kinds)})"
     title = f"{options.model}, {len(image_set.labels)} images of {data}, {options.epochs} epochs; {rounds}"
@@ -386,5 +495,7 @@ def report(table, runs, kinds, used, image_set, paths, options):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does: the process under measurement with it
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # ends as Ctrl-C does: the process under measurement with it
     run_command(main)

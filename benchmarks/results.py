@@ -18,10 +18,14 @@ FACES, INSECTS = "manga_facial_expressions", "hymenoptera_data"  # the study's d
 
 def make_parser(description, *, data, weights):
     """The parser of a benchmark with what all of them take; `data` and `weights` say which folders are needed."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help=data)
     parser.add_argument("--weights", required=True, help=weights)
-    parser.add_argument("--out", default=".", help="where result/benchmarks and img go (default: here)")
+    parser.add_argument(
+        "--out", default=".", help="where result/benchmarks and img go (default: here)"
+    )
     return parser
 
 
@@ -33,13 +37,18 @@ def load_dataset(data, name):
     """
     image_set = load_images(data, prefer=name)
     if image_set.name != name:
-        raise UserError(f"{data} holds no {name}, but {image_set.name}: give the folder that holds it")
+        raise UserError(
+            f"{data} holds no {name}, but {image_set.name}: give the folder that holds it"
+        )
     return image_set
 
 
 def list_sources(infos):
     """Where the weights of {backbone: WeightsInfo} come from, a line each, for a figure's title."""
-    return "\n".join(f"{name}: {textwrap.shorten(info.source, 110, placeholder=' ...')}" for name, info in infos.items())
+    return "\n".join(
+        f"{name}: {textwrap.shorten(info.source, 110, placeholder=' ...')}"
+        for name, info in infos.items()
+    )
 
 
 def unfinished_folder(out, name, used):
@@ -74,9 +83,17 @@ def write_results(out, name, rows, described, figure, points):
     img/NAME_{stamp}.png; then deletes the files `points`, which have gone into them, so that the next run measures anew."""
     out, stamp = Path(out), new_stamp(Path(out) / "result")
     text = json.dumps(described | machine(), indent=1, ensure_ascii=False) + "\n"
-    write_new(out / f"result/benchmarks/{name}_{stamp}.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
-    write_new(out / f"result/benchmarks/{name}_{stamp}.json", lambda path: path.write_text(text, encoding="utf-8"))
-    write_new(out / f"img/{name}_{stamp}.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+    write_new(
+        out / f"result/benchmarks/{name}_{stamp}.csv",
+        lambda path: pd.DataFrame(rows).to_csv(path, index=False),
+    )
+    write_new(
+        out / f"result/benchmarks/{name}_{stamp}.json",
+        lambda path: path.write_text(text, encoding="utf-8"),
+    )
+    write_new(
+        out / f"img/{name}_{stamp}.png", lambda path: figure.savefig(path, dpi=120, format="png")
+    )
     for point in points:
         point.unlink()
     print(f"written: result/benchmarks/{name}_{stamp}.csv, .json and img/{name}_{stamp}.png")

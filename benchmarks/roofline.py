@@ -56,11 +56,19 @@ from transferlab.run import DEFAULT_VIEWS
 from transferlab.study import freeze_backbone, train_study
 from transferlab.views import views_of
 
-DATASETS = {"resnet50": FACES, "densenet121": FACES}  # notebooks 01 and 02; all others are those of 03
+DATASETS = {
+    "resnet50": FACES,
+    "densenet121": FACES,
+}  # notebooks 01 and 02; all others are those of 03
 BATCH_SIZES = (4, 8, 16, 32, 64)
 PARTS = {  # of a run, in its order, with their colours
-    "decoding": "black", "start-up and weights": GREY, "rendering not hidden": GREEN, "forwards at the best rate": BLUE,
-    "forwards above the best rate": "#9ECAE1", "head": ORANGE, "other": "#DDDDDD",
+    "decoding": "black",
+    "start-up and weights": GREY,
+    "rendering not hidden": GREEN,
+    "forwards at the best rate": BLUE,
+    "forwards above the best rate": "#9ECAE1",
+    "head": ORANGE,
+    "other": "#DDDDDD",
 }
 
 
@@ -71,7 +79,9 @@ def time_forwards(lower, images, batch_size, precision, *, seconds=1.0):
     batches, done = images.split(batch_size), 0
 
     def forward(batch):
-        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+        with torch.autocast(
+            images.device.type, dtype=precision, enabled=precision != torch.float32
+        ):
             return lower(batch).float()
 
     def finish():
@@ -95,7 +105,9 @@ def sweep_rates(variants, images, precisions, **options):
     images = images.contiguous(memory_format=torch.channels_last)
     return {
         f"{variant}/{precision}/{size}": time_forwards(lower, images, size, precision, **options)
-        for precision in precisions for size in BATCH_SIZES for variant, lower in variants.items()
+        for precision in precisions
+        for size in BATCH_SIZES
+        for variant, lower in variants.items()
     }
 
 
@@ -114,7 +126,9 @@ def counted(blocks, seconds, phase):
 def waits_counted(seconds):
     """Adds to `seconds["waited"]` what `extract` waits for the next rendered images, while the block runs."""
     one_ahead = features.one_ahead
-    with mock.patch.object(features, "one_ahead", lambda blocks: counted(one_ahead(blocks), seconds, "waited")):
+    with mock.patch.object(
+        features, "one_ahead", lambda blocks: counted(one_ahead(blocks), seconds, "waited")
+    ):
         yield
 
 
@@ -132,7 +146,11 @@ def run_once(name, data, weights, views):
     loaded = time.perf_counter()
     study = study._replace(blocks=render_counted(study.blocks, seconds))
     frozen = freeze_backbone(name, study, weights=weights)
-    seconds |= {"decoding": loaded - started, "start-up and weights": time.perf_counter() - loaded, "rendered": 0.0}
+    seconds |= {
+        "decoding": loaded - started,
+        "start-up and weights": time.perf_counter() - loaded,
+        "rendered": 0.0,
+    }
 
     def draw(part, view):
         asked.add((part, view))
@@ -141,11 +159,19 @@ def run_once(name, data, weights, views):
     with waits_counted(seconds):
         result, provenance = train_study(frozen._replace(draw=draw), study, progress=False)
     extracted = frozen.timings["training views"] + frozen.timings["validation images"]
-    counts = {part: sum(one == part for one, _ in asked) * len(index) for part, index in study.indices.items()}
+    counts = {
+        part: sum(one == part for one, _ in asked) * len(index)
+        for part, index in study.indices.items()
+    }
     return seconds | {
-        "wall": time.perf_counter() - started, "head": frozen.timings["head"], "forwards": extracted - seconds["waited"],
-        "train_images": counts["train"], "val_images": counts["val"], "epochs": len(result.history),
-        "accuracy": result.history[result.best_epoch - 1]["val_acc"], "precision": provenance["precision"],
+        "wall": time.perf_counter() - started,
+        "head": frozen.timings["head"],
+        "forwards": extracted - seconds["waited"],
+        "train_images": counts["train"],
+        "val_images": counts["val"],
+        "epochs": len(result.history),
+        "accuracy": result.history[result.best_epoch - 1]["val_acc"],
+        "precision": provenance["precision"],
     }
 
 
@@ -167,8 +193,12 @@ def split_wall(run, train_rate, val_rate):
     """Where the seconds of a run went, in PARTS, which add up to run["wall"]; the rates are in images a second."""
     needed = run["train_images"] / train_rate + run["val_images"] / val_rate
     parts = {
-        "decoding": run["decoding"], "start-up and weights": run["start-up and weights"], "rendering not hidden": run["waited"],
-        "forwards at the best rate": needed, "forwards above the best rate": run["forwards"] - needed, "head": run["head"],
+        "decoding": run["decoding"],
+        "start-up and weights": run["start-up and weights"],
+        "rendering not hidden": run["waited"],
+        "forwards at the best rate": needed,
+        "forwards above the best rate": run["forwards"] - needed,
+        "head": run["head"],
     }
     return parts | {"other": run["wall"] - sum(parts.values())}
 
@@ -178,17 +208,32 @@ def make_rows(measured):
     rows = []
     for name, rounds in measured.items():
         rates = [one["rates"] for one in rounds]
-        train_best, val_best = (best_setting(rates, precision) for precision in (rounds[0]["run"]["precision"], torch.float32))
+        train_best, val_best = (
+            best_setting(rates, precision)
+            for precision in (rounds[0]["run"]["precision"], torch.float32)
+        )
         for number, one in enumerate(rounds):
             run, train_rate, val_rate = one["run"], one["rates"][train_best], one["rates"][val_best]
             parts = split_wall(run, train_rate, val_rate)
-            rows.append({
-                "model": name, "round": number, "share": parts["forwards at the best rate"] / run["wall"], "seconds": run["wall"],
-                "epochs": run["epochs"], "train_images": run["train_images"], "val_images": run["val_images"],
-                "train_setting": train_best, "train_rate": train_rate, "val_setting": val_best, "val_rate": val_rate,
-                "accuracy": run["accuracy"], "peak_memory_mb": one["peak_memory_mb"],
-                "rendering_hidden_or_not": run["rendered"], **parts,
-            })
+            rows.append(
+                {
+                    "model": name,
+                    "round": number,
+                    "share": parts["forwards at the best rate"] / run["wall"],
+                    "seconds": run["wall"],
+                    "epochs": run["epochs"],
+                    "train_images": run["train_images"],
+                    "val_images": run["val_images"],
+                    "train_setting": train_best,
+                    "train_rate": train_rate,
+                    "val_setting": val_best,
+                    "val_rate": val_rate,
+                    "accuracy": run["accuracy"],
+                    "peak_memory_mb": one["peak_memory_mb"],
+                    "rendering_hidden_or_not": run["rendered"],
+                    **parts,
+                }
+            )
     return rows
 
 
@@ -199,11 +244,22 @@ def plot_parts(rows, title):
     percent = 100 * table[[*PARTS]].div(table.seconds, axis=0)
     share, seconds = (table.groupby("model")[column].median() for column in ("share", "seconds"))
     figure, axis = plt.subplots(figsize=(10, 2.4 + 0.5 * len(models)), layout="constrained")
-    percent.groupby(table.model).mean().loc[models].plot.barh(stacked=True, ax=axis, color=list(PARTS.values()), legend=False)
-    axis.set_yticks(range(len(models)), [f"{name}\nshare {share[name]:.2f}, {seconds[name]:.0f} s" for name in models])
+    percent.groupby(table.model).mean().loc[models].plot.barh(
+        stacked=True, ax=axis, color=list(PARTS.values()), legend=False
+    )
+    axis.set_yticks(
+        range(len(models)),
+        [f"{name}\nshare {share[name]:.2f}, {seconds[name]:.0f} s" for name in models],
+    )
     axis.set(xlabel="percent of the run's seconds", ylabel="")
     axis.set_title(title, fontsize=8)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(
+        *axis.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 
@@ -220,43 +276,89 @@ def load_sweep(models, data, weights):
             image_set = load_dataset(data, dataset)
             blocks = features.view_blocks(image_set, views_of(dataset), seed=42)
             some = torch.arange(min(max(BATCH_SIZES), len(image_set.labels)))
-            clean[dataset], digests[dataset] = torch.cat([*blocks(0, some)]).to(device), image_set.digest
+            clean[dataset], digests[dataset] = (
+                torch.cat([*blocks(0, some)]).to(device),
+                image_set.digest,
+            )
         model, infos[name] = create_backbone(name, weights)
-        if infos[name].kind == "random":  # else activations grow or vanish, and numbers near zero are slow
+        if (
+            infos[name].kind == "random"
+        ):  # else activations grow or vanish, and numbers near zero are slow
             estimate_batchnorm(model, clean[dataset].split(32), device=device)
         lower = split_features(model.to(device))[0]
         precisions = dict.fromkeys([torch.float32, choose_precision(device)])
-        swept[name] = {"plain": lower, "folded": fold_batchnorm(lower)}, clean[dataset], [*precisions]
+        swept[name] = (
+            {"plain": lower, "folded": fold_batchnorm(lower)},
+            clean[dataset],
+            [*precisions],
+        )
     return swept, infos, digests
 
 
 def main(arguments=None):
     """Measures, prints, writes -> exit code."""
-    parser = make_parser(__doc__, data="a folder with the datasets", weights="a folder with the backbones' weights")
+    parser = make_parser(
+        __doc__, data="a folder with the datasets", weights="a folder with the backbones' weights"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--models", nargs="+", default=[*BACKBONES], metavar="NAME", help=f"default: {' '.join(BACKBONES)}")
-    parser.add_argument("--views", type=int, default=DEFAULT_VIEWS, help="kept views of a training image (default: %(default)s)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[*BACKBONES],
+        metavar="NAME",
+        help=f"default: {' '.join(BACKBONES)}",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=DEFAULT_VIEWS,
+        help="kept views of a training image (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if min(options.rounds, options.views) < 1:
-        raise UserError(f"rounds is {options.rounds} and views {options.views}: give 1 or more of each")
+        raise UserError(
+            f"rounds is {options.rounds} and views {options.views}: give 1 or more of each"
+        )
     swept, infos, digests = load_sweep(options.models, options.data, options.weights)
     described = {
-        "data": digests, "weights": {name: info._asdict() for name, info in infos.items()},
+        "data": digests,
+        "weights": {name: info._asdict() for name, info in infos.items()},
         "settings": {"views": options.views, "epochs": 30, "patience": 5, "seed": 42},
     }
-    folder, measured, points = unfinished_folder(options.out, "roofline", described), {name: [] for name in swept}, []
+    folder, measured, points = (
+        unfinished_folder(options.out, "roofline", described),
+        {name: [] for name in swept},
+        [],
+    )
     for number in range(options.rounds):
         for name, parts in swept.items():
-            weights = "none" if infos[name].kind == "random" else options.weights  # what cannot be had is not looked for again
+            weights = (
+                "none" if infos[name].kind == "random" else options.weights
+            )  # what cannot be had is not looked for again
             points.append(folder / f"{name.replace('/', '_')}_{number}.json")
             call = (name, options.data, weights, options.views, *parts)
-            measured[name].append(measure_or_read(points[-1], lambda call=call: measure_model(*call)))
-            row = make_rows({name: measured[name][-1:]})[0]  # with this round's own best rates; the table takes all rounds'
-            print(f"round {number}, {name}: share {row['share']:.3f} of {row['seconds']:.1f} s", flush=True)
+            measured[name].append(
+                measure_or_read(points[-1], lambda call=call: measure_model(*call))
+            )
+            row = make_rows({name: measured[name][-1:]})[
+                0
+            ]  # with this round's own best rates; the table takes all rounds'
+            print(
+                f"round {number}, {name}: share {row['share']:.3f} of {row['seconds']:.1f} s",
+                flush=True,
+            )
     rows = make_rows(measured)
     columns = ["share", "seconds", "epochs", "train_rate", "val_rate", *PARTS]
-    print(pd.DataFrame(rows).groupby("model", sort=False)[columns].median().T.to_string(float_format="%.3f"))
-    described |= {"rounds": options.rounds, "rates": {name: [one["rates"] for one in rounds] for name, rounds in measured.items()}}
+    print(
+        pd.DataFrame(rows)
+        .groupby("model", sort=False)[columns]
+        .median()
+        .T.to_string(float_format="%.3f")
+    )
+    described |= {
+        "rounds": options.rounds,
+        "rates": {name: [one["rates"] for one in rounds] for name, rounds in measured.items()},
+    }
     heading = f"{', '.join(digests)}, {options.views} views, {options.rounds} rounds, {machine()['processor']}\n{list_sources(infos)}"
     write_results(options.out, "roofline", rows, described, plot_parts(rows, heading), points)
     return 0

@@ -50,10 +50,19 @@ from transferlab.study import freeze_backbone, train_study
 from transferlab.train import evaluate
 
 POINTS = {
-    "epochs": (30, 100, 300), "heads": (1, 10, 100, 1000), "folds": (1, 2, 5, 10),
-    "images": (455, 1500, 5000, 15_000, 50_000), "resolution": (96, 128, 160, 224, 320),
+    "epochs": (30, 100, 300),
+    "heads": (1, 10, 100, 1000),
+    "folds": (1, 2, 5, 10),
+    "images": (455, 1500, 5000, 15_000, 50_000),
+    "resolution": (96, 128, 160, 224, 320),
 }
-LABELS = {"epochs": "epochs", "heads": "heads", "folds": "folds x seeds", "images": "images", "resolution": "pixels a side"}
+LABELS = {
+    "epochs": "epochs",
+    "heads": "heads",
+    "folds": "folds x seeds",
+    "images": "images",
+    "resolution": "pixels a side",
+}
 MODEL, SMALL_MODEL, FOLDS = "resnet50", "efficientnet_lite0", 10
 
 
@@ -64,12 +73,16 @@ def draw_pictures(folder, count, *, classes=7, size=128, seed=0):
     patterns = random.uniform(60, 195, (classes, 8, 8, 3))
     for label in range(classes):
         (folder / f"class_{label}").mkdir(parents=True)
-    (folder / "SYNTHETIC").write_text("Drawn pictures of low frequency, no dataset\n", encoding="utf-8")
+    (folder / "SYNTHETIC").write_text(
+        "Drawn pictures of low frequency, no dataset\n", encoding="utf-8"
+    )
     for number in range(count):
         label = number % classes
         colours = (patterns[label] + random.normal(0, 40, (8, 8, 3))).clip(0, 255).astype(np.uint8)
         picture = Image.fromarray(colours).resize((size, size), Image.Resampling.BICUBIC)
-        picture.save(folder / f"class_{label}" / f"{number:06d}.{'png' if number % 10 == 9 else 'jpg'}")
+        picture.save(
+            folder / f"class_{label}" / f"{number:06d}.{'png' if number % 10 == 9 else 'jpg'}"
+        )
 
 
 def run_whole(model, data, weights, size, changed):
@@ -82,8 +95,12 @@ def run_whole(model, data, weights, size, changed):
     train_study(frozen, study, progress=False)
     seconds, timings = time.perf_counter() - started, frozen.timings
     return {
-        "seconds": seconds, "load": loaded - started, "weights": built - loaded, "heads": timings["head"],
-        "features": timings["training views"] + timings["validation images"], "images": len(study.image_set.labels),
+        "seconds": seconds,
+        "load": loaded - started,
+        "weights": built - loaded,
+        "heads": timings["head"],
+        "features": timings["training views"] + timings["validation images"],
+        "images": len(study.image_set.labels),
     }
 
 
@@ -93,7 +110,11 @@ def draw_features(model, data, weights, cache_dir):
     everything = torch.arange(len(study.image_set.labels))
     study = study._replace(indices={"train": everything, "val": everything})
     draw = freeze_backbone(model, study, weights=weights, cache_dir=cache_dir).draw
-    return study.image_set, draw("val", 0), torch.stack([draw("train", 1 + view) for view in range(study.settings["views"])])
+    return (
+        study.image_set,
+        draw("val", 0),
+        torch.stack([draw("train", 1 + view) for view in range(study.settings["views"])]),
+    )
 
 
 def keep_features(model, data, weights, cache_dir):
@@ -104,7 +125,9 @@ def keep_features(model, data, weights, cache_dir):
 def head_jobs(image_set, view_of, clean, count):
     """`count` jobs that differ in the seed alone, on the study's split -> list of Job."""
     train_index, val_index = split_images(image_set, val_size=0.35, seed=42)
-    return [Job(view_of, train_index, clean, val_index, seed=seed, patience=0) for seed in range(count)]
+    return [
+        Job(view_of, train_index, clean, val_index, seed=seed, patience=0) for seed in range(count)
+    ]
 
 
 def fold_jobs(labels, view_of, clean, count):
@@ -113,7 +136,9 @@ def fold_jobs(labels, view_of, clean, count):
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))[:count]
     for seed in range(count):
         for rest, test in (map(torch.from_numpy, fold) for fold in folds):
-            inner, val = (rest[part] for part in split_indices(labels[rest], val_size=0.2, seed=seed))
+            inner, val = (
+                rest[part] for part in split_indices(labels[rest], val_size=0.2, seed=seed)
+            )
             jobs.append(Job(view_of, inner, clean, val, seed=seed))
             tests.append(test)
     return jobs, tests
@@ -153,7 +178,13 @@ def measure_images(count, weights):
     """A point of images in a fresh process, on pictures drawn for it -> (seconds by phase, peak memory in MB)."""
     with tempfile.TemporaryDirectory() as folder:
         draw_pictures(Path(folder) / "drawn", count)
-        arguments = [SMALL_MODEL, str(Path(folder) / "drawn"), weights[SMALL_MODEL], 96, {"views": 1}]
+        arguments = [
+            SMALL_MODEL,
+            str(Path(folder) / "drawn"),
+            weights[SMALL_MODEL],
+            96,
+            {"views": 1},
+        ]
         return in_fresh_process("benchmarks.scaling.run_whole", *arguments)
 
 
@@ -165,7 +196,9 @@ def measure_point(part, value, data, weights, cache_dir):
         found, peak = measure_images(value, weights)
     else:
         size, changed = (value, {"views": 4}) if part == "resolution" else (224, {"epochs": value})
-        found, peak = in_fresh_process("benchmarks.scaling.run_whole", MODEL, data, weights[MODEL], size, changed)
+        found, peak = in_fresh_process(
+            "benchmarks.scaling.run_whole", MODEL, data, weights[MODEL], size, changed
+        )
     return found | {"peak_memory_mb": peak}
 
 
@@ -186,13 +219,21 @@ def proportional(part, x, y):
 
 def plot_scaling(rows, title):
     """A panel a part, log-log: seconds (left) and peak memory (right), medians over the rounds, with their exponents."""
-    medians = pd.DataFrame(rows).groupby(["part", "x"], sort=False)[["seconds", "peak_memory_mb"]].median().reset_index()
+    medians = (
+        pd.DataFrame(rows)
+        .groupby(["part", "x"], sort=False)[["seconds", "peak_memory_mb"]]
+        .median()
+        .reset_index()
+    )
     parts = medians.part.unique()
     columns, rows = min(3, len(parts)), -(-len(parts) // 3)
     figure = plt.figure(figsize=(1 + 3.5 * columns, 0.9 + 2.9 * rows), layout="constrained")
     for number, part in enumerate(parts, 1):
         axis = figure.add_subplot(rows, columns, number)
-        x, seconds, memory = (medians[medians.part == part][column].to_numpy(float) for column in ("x", "seconds", "peak_memory_mb"))
+        x, seconds, memory = (
+            medians[medians.part == part][column].to_numpy(float)
+            for column in ("x", "seconds", "peak_memory_mb")
+        )
         right = axis.twinx()
         lines = axis.plot(x, seconds, "o-", color=BLUE, label="seconds")
         lines += axis.plot(x, proportional(part, x, seconds), ":", color=GREY, label="proportional")
@@ -203,11 +244,25 @@ def plot_scaling(rows, title):
         axis.xaxis.minorticks_off()
         right.minorticks_off()
         axis.set(xlabel=LABELS[part], ylabel="seconds")
-        ticks = [tick for tick in (200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000) if tick < 4 * memory.max()]
+        ticks = [
+            tick
+            for tick in (200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
+            if tick < 4 * memory.max()
+        ]
         right.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         right.set(ylabel="peak memory (MB)", ylim=(200, 4 * memory.max()))
-        axis.set_title(f"{part}: seconds ~ x^{slope(x, seconds):.2f}, MB ~ x^{slope(x, memory):.2f}", fontsize=8)
-    figure.legend(lines, [line.get_label() for line in lines], loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        axis.set_title(
+            f"{part}: seconds ~ x^{slope(x, seconds):.2f}, MB ~ x^{slope(x, memory):.2f}",
+            fontsize=8,
+        )
+    figure.legend(
+        lines,
+        [line.get_label() for line in lines],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+    )
     figure.suptitle(title, fontsize=8)
     return figure
 
@@ -236,17 +291,28 @@ def main(arguments=None):
     needed = f"a folder with the weights of {MODEL} and {SMALL_MODEL}"
     parser = make_parser(__doc__, data="a folder with manga_facial_expressions", weights=needed)
     parser.add_argument("--rounds", type=int, default=1, help="default: 1")
-    parser.add_argument("--parts", nargs="+", default=[*POINTS], choices=[*POINTS], metavar="PART", help="default: all")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=[*POINTS],
+        choices=[*POINTS],
+        metavar="PART",
+        help="default: all",
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         raise UserError(f"rounds is {options.rounds}: measure 1 or more")
     options.parts = [*dict.fromkeys(options.parts)]
     digest, infos = check_inputs(options.parts, options.data, options.weights)
-    weights = {name: "none" if info.kind == "random" else options.weights for name, info in infos.items()}
+    weights = {
+        name: "none" if info.kind == "random" else options.weights for name, info in infos.items()
+    }
     folders = {part: part_folder(options.out, part, digest, infos) for part in options.parts}
     rows, points = [], []
     with tempfile.TemporaryDirectory() as cache_dir:
-        for number, part in ((number, part) for number in range(options.rounds) for part in options.parts):
+        for number, part in (
+            (number, part) for number in range(options.rounds) for part in options.parts
+        ):
             for value in POINTS[part]:
                 points.append(folders[part] / f"{part}_{value}_{number}.json")
                 call = (part, value, options.data, weights, cache_dir)
@@ -255,11 +321,15 @@ def main(arguments=None):
                 done = f"{LABELS[part]} {work_of(part, value)}: {found['seconds']:.1f} s, {found['peak_memory_mb']:.0f} MB"
                 print(f"round {number}, {done}", flush=True)
     table = pd.DataFrame(rows).drop(columns="round")
-    print(table.groupby(["part", "x"], sort=False).median().to_string(float_format="%.2f", na_rep=""))
+    print(
+        table.groupby(["part", "x"], sort=False).median().to_string(float_format="%.2f", na_rep="")
+    )
     data = " and ".join([FACES] * bool(digest) + ["drawn pictures"] * ("images" in options.parts))
     described = {
-        "data": {FACES: digest}, "weights": {name: info._asdict() for name, info in infos.items()},
-        "points": {part: POINTS[part] for part in options.parts}, "rounds": options.rounds,
+        "data": {FACES: digest},
+        "weights": {name: info._asdict() for name, info in infos.items()},
+        "points": {part: POINTS[part] for part in options.parts},
+        "rounds": options.rounds,
     }
     heading = f"{data}, {options.rounds} rounds, {machine()['processor']}\n{list_sources(infos)}"
     write_results(options.out, "scaling", rows, described, plot_scaling(rows, heading), points)

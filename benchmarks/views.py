@@ -34,7 +34,13 @@ from torch.nn import functional as F
 
 from benchmarks.results import FACES, INSECTS, load_dataset, make_parser, run_command
 from transferlab.artifacts import machine, new_stamp, write_new
-from transferlab.backbones import choose_device, choose_precision, create_backbone, make_head, split_features
+from transferlab.backbones import (
+    choose_device,
+    choose_precision,
+    create_backbone,
+    make_head,
+    split_features,
+)
 from transferlab.cache import cache_bound, clear_cache, default_cache
 from transferlab.data import split_indices
 from transferlab.errors import UserError
@@ -46,7 +52,10 @@ from transferlab.views import views_of
 
 MODELS = ("resnet50", "densenet121", "efficientnet_lite0")
 VIEWS, FOLDS = 30, 5
-BLOCKS = {"0-9": range(10), "10-19": range(10, 20)}  # of seeds: what passes on the first must pass again on the second
+BLOCKS = {
+    "0-9": range(10),
+    "10-19": range(10, 20),
+}  # of seeds: what passes on the first must pass again on the second
 ALL = "0-19"
 SETTINGS = [("clean", 0)] + [("cycle", k) for k in (1, 2, 4, 8, 16, 30)]
 SETTINGS += [(scheme, k) for scheme in ("cycle+clean", "between+clean") for k in (1, 2, 4, 8)]
@@ -56,7 +65,11 @@ REFERENCE, MARGIN, LOSS_MARGIN = ("cycle", 30), -0.01, 0.02
 def draw_views(image_set, views, weights, cache_dir):
     """Runs all views of all images through each backbone -> {model: (clean fp32 [N, D], views [31, N, D])}, {model: WeightsInfo}."""
     device, everything = choose_device(), torch.arange(len(image_set.labels))
-    indices, drawn, infos = {"train": everything, "val": everything}, {name: [] for name in MODELS}, {}
+    indices, drawn, infos = (
+        {"train": everything, "val": everything},
+        {name: [] for name in MODELS},
+        {},
+    )
     frozen = {}
     for name in MODELS:
         model, info = create_backbone(name, weights)
@@ -64,19 +77,26 @@ def draw_views(image_set, views, weights, cache_dir):
             raise UserError(f"{name}: {info.source}; this measurement needs pretrained weights")
         frozen[name], infos[name] = split_features(model.to(device))[0], info
     for view in range(VIEWS + 1):
-        blocks = view_blocks(image_set, views, seed=0, keep=50)  # of one view: rendered once for all backbones, then let go
+        blocks = view_blocks(
+            image_set, views, seed=0, keep=50
+        )  # of one view: rendered once for all backbones, then let go
         for name, lower in frozen.items():
             started, timings = time.perf_counter(), {}
             key = {"data": image_set.digest, "views": [*map(repr, views)], "seed": 0, "model": name}
             draw = feature_drawer(lower, blocks, indices, key, cache_dir=cache_dir, timings=timings)
             drawn[name] += [draw("val", 0)] * (not view) + [draw("train", view)]
-            print(f"{image_set.name}, view {view} of {VIEWS}, {name}: {time.perf_counter() - started:.1f} s", flush=True)
+            print(
+                f"{image_set.name}, view {view} of {VIEWS}, {name}: {time.perf_counter() - started:.1f} s",
+                flush=True,
+            )
     return {name: (kept[0], torch.stack(kept[1:])) for name, kept in drawn.items()}, infos
 
 
 def view_chooser(scheme, k, views, seed):
     """Makes `view_of(epoch)`, features [N, D], for one seed of a scheme; `views` [31, N, D], the clean one first."""
-    order = 1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]  # nested: more views keep the fewer
+    order = (
+        1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]
+    )  # nested: more views keep the fewer
     chosen = order if scheme == "cycle" else torch.cat([torch.tensor([0]), order])
     if scheme != "between+clean":
         return lambda epoch: views[chosen[epoch % len(chosen)]]
@@ -85,7 +105,9 @@ def view_chooser(scheme, k, views, seed):
         random = torch.Generator().manual_seed(1000 * seed + epoch)
         n = views.shape[1]
         first = torch.randint(len(chosen), (n,), generator=random)
-        second = (first + torch.randint(1, len(chosen), (n,), generator=random)) % len(chosen)  # another one
+        second = (first + torch.randint(1, len(chosen), (n,), generator=random)) % len(
+            chosen
+        )  # another one
         images = torch.arange(n)
         share = torch.rand(n, 1, generator=random)
         return torch.lerp(views[chosen[second], images], views[chosen[first], images], share)
@@ -101,38 +123,61 @@ def measure(clean, views, labels, scheme, k, seeds):
         view_of = view_chooser(scheme, k, views, seed)
         for rest, test in folds:
             rest = torch.from_numpy(rest)
-            inner, val = (rest[part] for part in split_indices(labels[rest], val_size=0.2, seed=seed))
+            inner, val = (
+                rest[part] for part in split_indices(labels[rest], val_size=0.2, seed=seed)
+            )
             jobs.append(Job(view_of, inner, clean, val, seed=seed))
             heads.append(make_head(views.shape[2], classes, seed=seed))
             tests.append(torch.from_numpy(test))
     results = train_many(heads, jobs, labels)
-    correct, loss = np.zeros((len(seeds), len(labels)), bool), np.zeros((len(seeds), len(labels)), np.float32)
+    correct, loss = (
+        np.zeros((len(seeds), len(labels)), bool),
+        np.zeros((len(seeds), len(labels)), np.float32),
+    )
     for number, (head, test) in enumerate(zip(heads, tests)):
         with torch.inference_mode():
             logits = head.eval()(clean[test])
         correct[number // FOLDS, test] = (logits.argmax(1) == labels[test]).numpy()
-        loss[number // FOLDS, test] = F.cross_entropy(logits, labels[test], reduction="none").numpy()
-    return {"correct": correct, "loss": loss, "epochs": np.reshape([result.best_epoch for result in results], (len(seeds), FOLDS))}
+        loss[number // FOLDS, test] = F.cross_entropy(
+            logits, labels[test], reduction="none"
+        ).numpy()
+    return {
+        "correct": correct,
+        "loss": loss,
+        "epochs": np.reshape([result.best_epoch for result in results], (len(seeds), FOLDS)),
+    }
 
 
 def measure_or_read(folder, drawn, key, block):
     """`measure` of key (dataset, model, scheme, K) on a block of seeds, kept in `folder` -> dict of arrays."""
     dataset, model, scheme, k = key
     image_set, features = drawn[dataset]
-    path, started = folder / f"{image_set.digest[:12]}_{model}_{scheme}_{k}_{block}.npz", time.perf_counter()
+    path, started = (
+        folder / f"{image_set.digest[:12]}_{model}_{scheme}_{k}_{block}.npz",
+        time.perf_counter(),
+    )
     if not path.is_file():
         found = measure(*features[model], image_set.labels, scheme, k, BLOCKS[block])
         write_new(path, lambda temporary: np.savez_compressed(temporary, **found))
     found = dict(np.load(path))
     seconds = time.perf_counter() - started
-    print(f"{dataset}, {model}, {scheme}, K = {k}, seeds {block}: {found['correct'].mean():.1%}, {seconds:.0f} s", flush=True)
+    print(
+        f"{dataset}, {model}, {scheme}, K = {k}, seeds {block}: {found['correct'].mean():.1%}, {seconds:.0f} s",
+        flush=True,
+    )
     return found
 
 
 def passes(raw, setting, block):
     """Whether a setting passes on a block of seeds, on every pair."""
-    table = make_table({key: blocks for key, blocks in raw.items() if key[2:] in (setting, REFERENCE)})
-    return bool(table[(table.scheme == setting[0]) & (table.views == setting[1]) & (table.seeds == block)].passes.all())
+    table = make_table(
+        {key: blocks for key, blocks in raw.items() if key[2:] in (setting, REFERENCE)}
+    )
+    return bool(
+        table[
+            (table.scheme == setting[0]) & (table.views == setting[1]) & (table.seeds == block)
+        ].passes.all()
+    )
 
 
 def work_order(raw):
@@ -173,13 +218,20 @@ def seeds_of(blocks, name):
     wanted = BLOCKS if name == ALL else [name]
     if not set(wanted) <= set(blocks):
         return None
-    return {part: np.concatenate([blocks[one][part] for one in wanted]) for part in ("correct", "loss", "epochs")}
+    return {
+        part: np.concatenate([blocks[one][part] for one in wanted])
+        for part in ("correct", "loss", "epochs")
+    }
 
 
 def compare_with_reference(values, reference):
     """Accuracy less the reference's with its 95 % bootstrap interval over images, and the rise of log-loss, means over seeds."""
     gain = values["correct"].mean(0) - reference["correct"].mean(0)
-    return gain.mean(), *bootstrap_interval(gain), float(values["loss"].mean() - reference["loss"].mean())
+    return (
+        gain.mean(),
+        *bootstrap_interval(gain),
+        float(values["loss"].mean() - reference["loss"].mean()),
+    )
 
 
 def make_table(raw):
@@ -187,16 +239,30 @@ def make_table(raw):
     rows = []
     for (dataset, model, scheme, k), blocks in raw.items():
         for name in (*BLOCKS, ALL):
-            values, reference = seeds_of(blocks, name), seeds_of(raw[(dataset, model, *REFERENCE)], name)
+            values, reference = (
+                seeds_of(blocks, name),
+                seeds_of(raw[(dataset, model, *REFERENCE)], name),
+            )
             if values is None or reference is None:
                 continue
             difference, low, high, rise = compare_with_reference(values, reference)
-            rows.append({
-                "dataset": dataset, "model": model, "scheme": scheme, "views": k, "seeds": name,
-                "accuracy": values["correct"].mean(), "log_loss": float(values["loss"].mean()),
-                "difference": difference, "difference_low": low, "difference_high": high, "log_loss_rise": rise,
-                "epochs_to_best": values["epochs"].mean(), "passes": low > MARGIN and rise <= LOSS_MARGIN,
-            })
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "model": model,
+                    "scheme": scheme,
+                    "views": k,
+                    "seeds": name,
+                    "accuracy": values["correct"].mean(),
+                    "log_loss": float(values["loss"].mean()),
+                    "difference": difference,
+                    "difference_low": low,
+                    "difference_high": high,
+                    "log_loss_rise": rise,
+                    "epochs_to_best": values["epochs"].mean(),
+                    "passes": low > MARGIN and rise <= LOSS_MARGIN,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -206,14 +272,24 @@ def decide(table):
 
     The clean view alone is no candidate, but its step is told.
     """
-    passed, pairs = (table.groupby(["scheme", "views", "seeds"]).passes.agg(how) for how in ("all", "count"))
+    passed, pairs = (
+        table.groupby(["scheme", "views", "seeds"]).passes.agg(how) for how in ("all", "count")
+    )
     passed = passed[pairs == pairs.max()]  # an interrupted measurement may lack some pairs
-    steps, (first, second), words = [], BLOCKS, {None: "not yet tried", True: "passes again", False: "fails"}
+    steps, (first, second), words = (
+        [],
+        BLOCKS,
+        {None: "not yet tried", True: "passes again", False: "fails"},
+    )
     for scheme, k in by_views():
         if (scheme, k) == REFERENCE or (scheme, k, first) not in passed:
             break
         again = passed.get((scheme, k, second))
-        outcome = f"passes on seeds {first}, {words[again]} on {second}" if passed[scheme, k, first] else f"fails on seeds {first}"
+        outcome = (
+            f"passes on seeds {first}, {words[again]} on {second}"
+            if passed[scheme, k, first]
+            else f"fails on seeds {first}"
+        )
         steps.append(f"{scheme}, K = {k}: {outcome}")
         if passed[scheme, k, first] and again and scheme != "clean":
             return [scheme, k], steps
@@ -230,16 +306,35 @@ def plot_curves(table, sources):
     shown = most_seeds(table)
     table = table[table.seeds == shown]
     figure, axes = plt.subplots(2, len(MODELS), figsize=(11, 6), sharex=True, layout="constrained")
-    styles = {"cycle": (BLUE, "o-"), "cycle+clean": (ORANGE, "s--"), "between+clean": (GREEN, "^-.")}
+    styles = {
+        "cycle": (BLUE, "o-"),
+        "cycle+clean": (ORANGE, "s--"),
+        "between+clean": (GREEN, "^-."),
+    }
     for row, dataset in zip(axes, (FACES, INSECTS)):
         for axis, model in zip(row, MODELS):
             part = table[(table.dataset == dataset) & (table.model == model)]
             for scheme, (colour, style) in styles.items():
                 line = part[part.scheme == scheme].sort_values("views")
-                axis.plot(line.views, 100 * line.difference, style, color=colour, label=scheme, markersize=4)
-                axis.fill_between(line.views, 100 * line.difference_low, 100 * line.difference_high, color=colour, alpha=0.12)
+                axis.plot(
+                    line.views,
+                    100 * line.difference,
+                    style,
+                    color=colour,
+                    label=scheme,
+                    markersize=4,
+                )
+                axis.fill_between(
+                    line.views,
+                    100 * line.difference_low,
+                    100 * line.difference_high,
+                    color=colour,
+                    alpha=0.12,
+                )
             clean = part[part.scheme == "clean"].iloc[0]
-            axis.axhline(100 * clean.difference, color="black", linestyle=":", label="clean view alone")
+            axis.axhline(
+                100 * clean.difference, color="black", linestyle=":", label="clean view alone"
+            )
             axis.axhline(100 * MARGIN, color=GREY, linewidth=1)
             axis.set_xscale("log", base=2)
             axis.set_xticks([1, 2, 4, 8, 16, 30], [1, 2, 4, 8, 16, 30])
@@ -248,7 +343,13 @@ def plot_curves(table, sources):
         row[0].set_ylabel("points over 30 views")
     for axis in axes[1]:
         axis.set_xlabel("views K")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+    )
     weights = "\n".join(f"{name}: {source[:110]}" for name, source in sources.items())
     title = f"5 folds, seeds {shown}, held-out test folds; bands: 95 % intervals; grey line: margin of 1 point"
     figure.suptitle(f"{title}\n{weights}", fontsize=8)
@@ -257,9 +358,18 @@ def plot_curves(table, sources):
 
 def main(arguments=None):
     """Measures, decides, writes -> exit code."""
-    parser = make_parser(__doc__, data="a folder with both datasets", weights="a folder with the backbones' weights")
-    parser.add_argument("--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="train heads for so long; run again to go on")
+    parser = make_parser(
+        __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
+    )
+    parser.add_argument(
+        "--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="train heads for so long; run again to go on",
+    )
     options = parser.parse_args(arguments)
     out = Path(options.out)
     unfinished = out / "result/benchmarks/views_unfinished"
@@ -268,11 +378,17 @@ def main(arguments=None):
     drawn = {}
     for dataset in (FACES, INSECTS):
         image_set = load_dataset(options.data, dataset)
-        features, infos = draw_views(image_set, views_of(dataset), options.weights, options.cache_dir)
+        features, infos = draw_views(
+            image_set, views_of(dataset), options.weights, options.cache_dir
+        )
         drawn[dataset] = image_set, features
     sources = {name: info.source for name, info in infos.items()}
-    used = json.dumps([infos, str(choose_precision(choose_device())), machine()["versions"]]).encode()
-    unfinished = unfinished / hashlib.sha256(used).hexdigest()[:12]  # what was measured with other weights is not taken
+    used = json.dumps(
+        [infos, str(choose_precision(choose_device())), machine()["versions"]]
+    ).encode()
+    unfinished = (
+        unfinished / hashlib.sha256(used).hexdigest()[:12]
+    )  # what was measured with other weights is not taken
     unfinished.mkdir(exist_ok=True)
     raw = measure_all(unfinished, drawn, options.minutes)
     table, stamp = make_table(raw), new_stamp(out)
@@ -280,17 +396,35 @@ def main(arguments=None):
     shown = table[table.seeds == most_seeds(table)].drop(columns="seeds")
     print(shown.to_string(index=False, float_format="%.4f"))
     print("\n".join(steps), f"\ndefault: {winner or 'nothing short of the reference'}")
-    described = {"weights": sources, "winner": winner, "steps": steps, "seeds": most_seeds(table)} | machine()
+    described = {
+        "weights": sources,
+        "winner": winner,
+        "steps": steps,
+        "seeds": most_seeds(table),
+    } | machine()
     text = json.dumps(described, indent=1)
     write_new(out / f"result/benchmarks/views_{stamp}.csv", lambda p: table.to_csv(p, index=False))
-    write_new(out / f"result/benchmarks/views_{stamp}.json", lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    write_new(
+        out / f"result/benchmarks/views_{stamp}.json",
+        lambda p: p.write_text(text + "\n", encoding="utf-8"),
+    )
     flat = {
         "/".join(map(str, (*key, block, name))): value
-        for key, blocks in raw.items() for block, values in blocks.items() for name, value in values.items()
+        for key, blocks in raw.items()
+        for block, values in blocks.items()
+        for name, value in values.items()
     }
-    flat = {key: value.astype(np.float16) if key.endswith("loss") else value for key, value in flat.items()}
-    write_new(out / f"result/benchmarks/views_raw_{stamp}.npz", lambda p: np.savez_compressed(p, **flat))
-    write_new(out / f"img/views_{stamp}.png", lambda p: plot_curves(table, sources).savefig(p, dpi=120, format="png"))
+    flat = {
+        key: value.astype(np.float16) if key.endswith("loss") else value
+        for key, value in flat.items()
+    }
+    write_new(
+        out / f"result/benchmarks/views_raw_{stamp}.npz", lambda p: np.savez_compressed(p, **flat)
+    )
+    write_new(
+        out / f"img/views_{stamp}.png",
+        lambda p: plot_curves(table, sources).savefig(p, dpi=120, format="png"),
+    )
     clear_cache(options.cache_dir, keep_bytes=cache_bound())
     return 0
 

@@ -146,9 +146,13 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
-warnings.showwarning = lambda message, *where: print(f"warning: {message}")  # without the kernel's temporary file names
+warnings.showwarning = lambda message, *where: print(
+    f"warning: {message}"
+)  # without the kernel's temporary file names
 device = choose_device()
-print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
+print(
+    f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}"
+)
 
 # %% [markdown] id="data-text"
 # ## 1. 데이터
@@ -168,7 +172,9 @@ train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
 for path, reason in image_set.rejected:
     print(f"left out: {path} ({reason})")
 majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
-print(f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation")
+print(
+    f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation"
+)
 print(f"always guessing the most frequent class: {majority:.1%}")
 plot_class_counts(image_set, {"train": train_index, "val": val_index})
 plt.show()
@@ -178,7 +184,11 @@ plt.show()
 # 저장소에 올라온 노트북에는 저작권이 있는 만화 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
 
 # %% tags=["shows-images"] id="samples"
-chosen = [int(i) for label in range(len(image_set.classes)) for i in torch.where(image_set.labels == label)[0][:2]]
+chosen = [
+    int(i)
+    for label in range(len(image_set.classes))
+    for i in torch.where(image_set.labels == label)[0][:2]
+]
 names = [image_set.classes[image_set.labels[i]] for i in chosen]
 heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
 plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
@@ -204,9 +214,17 @@ plt.show()
 transforms = anime_views()
 example = train_index[:1]
 pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
-pictures += [render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0] for v in range(1, 7)]
+pictures += [
+    render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0]
+    for v in range(1, 7)
+]
 label = image_set.classes[image_set.labels[example]]
-plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic)
+plot_images(
+    pictures,
+    ["clean"] + [f"view {v}" for v in range(1, 7)],
+    columns=7,
+    heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic,
+)
 plt.show()
 
 # %% [markdown] id="model-text"
@@ -235,14 +253,22 @@ plt.show()
 
 # %% id="freeze"
 settings = {
-    "epochs": epochs, "patience": 5, "batch_size": 32, "lr": 1e-3, "views": views, "hidden": 512, "dropout": 0.5,
+    "epochs": epochs,
+    "patience": 5,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "views": views,
+    "hidden": 512,
+    "dropout": 0.5,
 }
 indices = {"train": train_index, "val": val_index}
 blocks = view_blocks(image_set, transforms, seed=seed)
 study = Study(image_set, transforms, indices, blocks, settings, seed)
 frozen = freeze_backbone("densenet121", study, weights=weights, cache_dir=cache_dir)
 print(f"weights: {frozen.info.kind}: {frozen.info.source}")
-total, trainable = (sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper))
+total, trainable = (
+    sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper)
+)
 print(f"parameters: {total:,}, of which {trainable:,} are trained")
 print(frozen.upper)
 
@@ -250,6 +276,7 @@ print(frozen.upper)
 # ## 4. 흔한 반복문과 특징 보관
 #
 # 배치마다 이미지를 새로 증강해서 얼린 백본에 통과시키고 헤드만 갱신하는, 누구나 쓰는 반복문으로 한 에포크를 돌립니다. 걸린 시간을 기억해 두세요.
+
 
 # %% id="ordinary"
 def ordinary_epoch(lower, head, order):
@@ -261,7 +288,9 @@ def ordinary_epoch(lower, head, order):
     optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
     total_loss = 0.0
     for batch in order.split(settings["batch_size"]):
-        images = render_view(image_set, transforms.train, view=1, seed=seed, indices=train_index[batch])
+        images = render_view(
+            image_set, transforms.train, view=1, seed=seed, indices=train_index[batch]
+        )
         labels = image_set.labels[train_index[batch]].to(device)
         with torch.no_grad():
             features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
@@ -303,8 +332,12 @@ kept_loss, _ = train_one_epoch(
 kept_seconds = time.perf_counter() - started
 print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
 tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
-assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
-print(f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster")
+assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), (
+    "kept features and the ordinary loop disagree"
+)
+print(
+    f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster"
+)
 
 # %% [markdown] id="train-text"
 # ## 5. 학습
@@ -321,9 +354,13 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 # %% id="train-run"
 result, provenance = train_study(frozen, study)
 best = best_rows(result)["best"]
-assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], "the frozen backbone has changed"
+assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], (
+    "the frozen backbone has changed"
+)
 print(f"frozen part unchanged: {provenance['frozen_hash_after'][:16]}...")
-print(f"best epoch {result.best_epoch} of {len(result.history)}: validation accuracy {best['val_acc']:.1%}")
+print(
+    f"best epoch {result.best_epoch} of {len(result.history)}: validation accuracy {best['val_acc']:.1%}"
+)
 
 # %% [markdown] id="curves-text"
 # ## 6. 학습 곡선
@@ -349,7 +386,12 @@ plt.show()
 # %% id="confusion"
 val_labels = image_set.labels[val_index]
 predictions = torch.tensor(provenance["val_predictions"])
-save_figure(plot_confusion(val_labels, predictions, provenance), out_dir, "densenet121_confusion", stamp=stamp)
+save_figure(
+    plot_confusion(val_labels, predictions, provenance),
+    out_dir,
+    "densenet121_confusion",
+    stamp=stamp,
+)
 plt.show()
 
 # %% [markdown] id="overfitting-text"
@@ -363,10 +405,14 @@ plt.show()
 # %% id="overfitting"
 rows = best_rows(result)
 columns = ["epoch", "train_acc", "train_acc_clean", "val_acc", "val_loss"]
-table = pd.DataFrame({name: {column: row[column] for column in columns} for name, row in rows.items()}).T
+table = pd.DataFrame(
+    {name: {column: row[column] for column in columns} for name, row in rows.items()}
+).T
 table["gap (clean train - val)"] = table["train_acc_clean"] - table["val_acc"]
 low, high = provenance["accuracy_interval"]
-print(f"best epoch: {best['val_acc']:.1%}, 95 % interval {low:.1%} to {high:.1%} ({len(val_labels)} images)")
+print(
+    f"best epoch: {best['val_acc']:.1%}, 95 % interval {low:.1%} to {high:.1%} ({len(val_labels)} images)"
+)
 print(table.round(3).to_string())
 
 # %% [markdown] id="time-text"
@@ -378,8 +424,10 @@ print(table.round(3).to_string())
 plot_timings([provenance])
 plt.show()
 without = ordinary_seconds * len(result.history)
-print(f"this run: {sum(provenance['timings'].values()):.0f} s; "
-      f"the ordinary loop would take about {without:.0f} s for the training images of {len(result.history)} epochs")
+print(
+    f"this run: {sum(provenance['timings'].values()):.0f} s; "
+    f"the ordinary loop would take about {without:.0f} s for the training images of {len(result.history)} epochs"
+)
 
 # %% [markdown] id="compare-text"
 # ## 10. ResNet50과 비교
@@ -425,27 +473,53 @@ table = pd.DataFrame(
     }
 )
 print(table.to_string())
-right = {run["model"]: torch.tensor(run["val_predictions"]) == val_labels for run in (resnet, densenet)}
+right = {
+    run["model"]: torch.tensor(run["val_predictions"]) == val_labels for run in (resnet, densenet)
+}
 only_resnet = int((right["resnet50"] & ~right["densenet121"]).sum())
 only_densenet = int((right["densenet121"] & ~right["resnet50"]).sum())
 p = mcnemar_p(right["resnet50"], right["densenet121"])
-verdict = "indistinguishable on these images" if p >= 0.05 else "the difference is larger than chance"
-print(f"only resnet50 right: {only_resnet}, only densenet121 right: {only_densenet}; exact McNemar p = {p:.3f}: {verdict}")
+verdict = (
+    "indistinguishable on these images" if p >= 0.05 else "the difference is larger than chance"
+)
+print(
+    f"only resnet50 right: {only_resnet}, only densenet121 right: {only_densenet}; exact McNemar p = {p:.3f}: {verdict}"
+)
 
 # %% id="compare-figure"
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6))
 names, colors = ["resnet50", "densenet121"], [BLUE, ORANGE]
-disk = any("features from disk" in run["timings"] for run in (resnet, densenet))  # then the seconds are not comparable
+disk = any(
+    "features from disk" in run["timings"] for run in (resnet, densenet)
+)  # then the seconds are not comparable
 for axis, title, values in (
     (axes[0], "accuracy (best epoch)", [resnet["best"]["val_acc"], densenet["best"]["val_acc"]]),
-    (axes[1], "seconds" + " (features from disk)" * disk, [sum(resnet["timings"].values()), sum(densenet["timings"].values())]),
+    (
+        axes[1],
+        "seconds" + " (features from disk)" * disk,
+        [sum(resnet["timings"].values()), sum(densenet["timings"].values())],
+    ),
     (axes[2], "parameters (million)", [resnet["parameters"] / 1e6, densenet["parameters"] / 1e6]),
 ):
-    axis.bar_label(axis.bar(names, values, color=colors, width=0.6), fmt="%.3g", label_type="center", color="white")
+    axis.bar_label(
+        axis.bar(names, values, color=colors, width=0.6),
+        fmt="%.3g",
+        label_type="center",
+        color="white",
+    )
     axis.set(title=title, ylim=(0, 1.4 * max(values)))
-errors = [[run["best"]["val_acc"] - run["accuracy_interval"][0] for run in (resnet, densenet)],
-          [run["accuracy_interval"][1] - run["best"]["val_acc"] for run in (resnet, densenet)]]
-axes[0].errorbar(names, [run["best"]["val_acc"] for run in (resnet, densenet)], yerr=errors, fmt="none", color="black", capsize=4)
+errors = [
+    [run["best"]["val_acc"] - run["accuracy_interval"][0] for run in (resnet, densenet)],
+    [run["accuracy_interval"][1] - run["best"]["val_acc"] for run in (resnet, densenet)],
+]
+axes[0].errorbar(
+    names,
+    [run["best"]["val_acc"] for run in (resnet, densenet)],
+    yerr=errors,
+    fmt="none",
+    color="black",
+    capsize=4,
+)
 figure.suptitle(f"{describe_run(provenance)}, {len(val_labels)} validation images", fontsize=8)
 figure.tight_layout()
 save_figure(figure, out_dir, "training_results", stamp=stamp)
@@ -470,7 +544,9 @@ reloaded, described = load_model(files["model"])
 lower, upper = split_features(reloaded.to(device))
 val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
-assert check["predictions"].tolist() == provenance["val_predictions"], "the saved model predicts something else"
+assert check["predictions"].tolist() == provenance["val_predictions"], (
+    "the saved model predicts something else"
+)
 print(f"reloaded: accuracy {check['accuracy']:.4f}, written {best['val_acc']:.4f}")
 for kind, path in files.items():
     print(f"{kind}: {path.parent.name}/{path.name}")

@@ -158,9 +158,13 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
-warnings.showwarning = lambda message, *where: print(f"warning: {message}")  # without the kernel's temporary file names
+warnings.showwarning = lambda message, *where: print(
+    f"warning: {message}"
+)  # without the kernel's temporary file names
 device = choose_device()
-print(f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}")
+print(
+    f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}"
+)
 
 # %% [markdown] id="data-text"
 # ## 1. 데이터
@@ -177,7 +181,9 @@ train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
 for path, reason in image_set.rejected:
     print(f"left out: {path} ({reason})")
 majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
-print(f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation")
+print(
+    f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation"
+)
 print(f"always guessing the most frequent class: {majority:.1%}")
 plot_class_counts(image_set, {"train": train_index, "val": val_index})
 plt.show()
@@ -187,7 +193,11 @@ plt.show()
 # 저장소에 올라온 노트북에는 남의 사진 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
 
 # %% tags=["shows-images"] id="samples"
-chosen = [int(i) for label in range(len(image_set.classes)) for i in torch.where(image_set.labels == label)[0][:7]]
+chosen = [
+    int(i)
+    for label in range(len(image_set.classes))
+    for i in torch.where(image_set.labels == label)[0][:7]
+]
 names = [image_set.classes[image_set.labels[i]] for i in chosen]
 heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
 plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
@@ -211,9 +221,17 @@ plt.show()
 transforms = hymenoptera_views()
 example = train_index[:1]
 pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
-pictures += [render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0] for v in range(1, 7)]
+pictures += [
+    render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0]
+    for v in range(1, 7)
+]
 label = image_set.classes[image_set.labels[example]]
-plot_images(pictures, ["clean"] + [f"view {v}" for v in range(1, 7)], columns=7, heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic)
+plot_images(
+    pictures,
+    ["clean"] + [f"view {v}" for v in range(1, 7)],
+    columns=7,
+    heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic,
+)
 plt.show()
 
 # %% [markdown] id="model-text"
@@ -241,14 +259,24 @@ plt.show()
 
 # %% id="freeze"
 settings = {
-    "epochs": epochs, "patience": 5, "batch_size": 32, "lr": 1e-3, "views": views, "hidden": 512, "dropout": 0.5,
+    "epochs": epochs,
+    "patience": 5,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "views": views,
+    "hidden": 512,
+    "dropout": 0.5,
 }
 indices = {"train": train_index, "val": val_index}
-blocks = view_blocks(image_set, transforms, seed=seed, keep=200)  # rendered once for all four backbones
+blocks = view_blocks(
+    image_set, transforms, seed=seed, keep=200
+)  # rendered once for all four backbones
 study = Study(image_set, transforms, indices, blocks, settings, seed)
 frozen = freeze_backbone("efficientnet_lite0", study, weights=weights, cache_dir=cache_dir)
 print(f"weights: {frozen.info.kind}: {frozen.info.source}")
-total, trainable = (sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper))
+total, trainable = (
+    sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper)
+)
 print(f"parameters: {total:,}, of which {trainable:,} are trained")
 print(frozen.upper)
 
@@ -256,6 +284,7 @@ print(frozen.upper)
 # ## 4. 누구나 쓰는 반복문, 그리고 같은 일을 더 빨리 하는 법
 #
 # 흔히 쓰는 방식으로 한 에포크를 돌립니다. 배치마다 이미지를 새로 증강하고, 얼린 백본에 통과시키고, 헤드만 갱신합니다.
+
 
 # %% id="ordinary"
 def ordinary_epoch(lower, head, order):
@@ -267,7 +296,9 @@ def ordinary_epoch(lower, head, order):
     optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
     total_loss = 0.0
     for batch in order.split(settings["batch_size"]):
-        images = render_view(image_set, transforms.train, view=1, seed=seed, indices=train_index[batch])
+        images = render_view(
+            image_set, transforms.train, view=1, seed=seed, indices=train_index[batch]
+        )
         labels = image_set.labels[train_index[batch]].to(device)
         with torch.no_grad():
             features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
@@ -307,8 +338,12 @@ kept_loss, _ = train_one_epoch(
 kept_seconds = time.perf_counter() - started
 print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
 tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
-assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
-print(f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster")
+assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), (
+    "kept features and the ordinary loop disagree"
+)
+print(
+    f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster"
+)
 
 # %% [markdown] id="train-text"
 # ## 5. 네 백본을 차례로 학습
@@ -326,21 +361,34 @@ print(f"the same loss within {tolerance:g}; every further epoch on this view is 
 
 # %% id="train-run"
 stamp, lite0 = new_stamp(out_dir), frozen
-models = ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]  # room for more: any timm name
+models = [
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "efficientnet_b3",
+    "vit",
+]  # room for more: any timm name
 summaries, checkpoints = [], {}
 for name in models:
     if name != "efficientnet_lite0":  # that one is frozen already
         frozen = freeze_backbone(name, study, weights=weights, cache_dir=cache_dir)
     result, provenance = train_study(frozen, study)
-    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], "the frozen backbone has changed"
+    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], (
+        "the frozen backbone has changed"
+    )
     for kind in ("loss", "accuracy", "combined"):
         figure = plot_history(result, provenance, kind)
         save_figure(figure, out_dir, f"{name}_{kind}", stamp=stamp)
         plt.close(figure)
     checkpoints[name] = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
     summaries.append(provenance | best_rows(result) | {"epochs_run": len(result.history)})
-    note = "random initialisation: measures no transfer" if frozen.info.kind == "random" else frozen.info.source
-    print(f"{name}: best epoch {result.best_epoch}, validation accuracy {summaries[-1]['best']['val_acc']:.1%} ({note})")
+    note = (
+        "random initialisation: measures no transfer"
+        if frozen.info.kind == "random"
+        else frozen.info.source
+    )
+    print(
+        f"{name}: best epoch {result.best_epoch}, validation accuracy {summaries[-1]['best']['val_acc']:.1%} ({note})"
+    )
 
 # %% [markdown] id="table-text"
 # ## 6. 한눈에 비교
@@ -360,7 +408,9 @@ table = pd.DataFrame(
             "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
             "seconds": seconds_text(run),
             "parameters": f"{run['parameters']:,}",
-            "transfer": "none (random initialisation)" if run["weights"]["kind"] == "random" else run["weights"]["kind"],
+            "transfer": "none (random initialisation)"
+            if run["weights"]["kind"] == "random"
+            else run["weights"]["kind"],
         }
         for run in summaries
     ]
@@ -380,14 +430,24 @@ plt.show()
 # 표의 `gap`(깨끗한 학습 정확도에서 검증 정확도를 뺀 값)도 함께 보세요.
 
 # %% id="curves"
-histories = {name: pd.read_csv(files["results"], index_col="epoch") for name, files in checkpoints.items()}
+histories = {
+    name: pd.read_csv(files["results"], index_col="epoch") for name, files in checkpoints.items()
+}
 figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.6))
-for axis, column, label in zip(axes, ("val_loss", "val_acc"), ("validation loss (nats)", "validation accuracy")):
+for axis, column, label in zip(
+    axes, ("val_loss", "val_acc"), ("validation loss (nats)", "validation accuracy")
+):
     pd.DataFrame({name: history[column] for name, history in histories.items()}).plot(
-        ax=axis, style=[".-", ".--", ".-.", ".:"], color=[BLUE, ORANGE, GREEN, "black"], ylabel=label
+        ax=axis,
+        style=[".-", ".--", ".-.", ".:"],
+        color=[BLUE, ORANGE, GREEN, "black"],
+        ylabel=label,
     )
     axis.legend(frameon=False, fontsize=8)
-figure.suptitle(f"{summaries[0]['data']}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}, frozen backbone", fontsize=9)
+figure.suptitle(
+    f"{summaries[0]['data']}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}, frozen backbone",
+    fontsize=9,
+)
 figure.tight_layout()
 plt.show()
 
@@ -463,7 +523,9 @@ plt.show()
 # **표에서 고른 1등을 믿지 마세요.** 검증 사진으로 에포크를 고르고 같은 사진으로 점수를 매겼으며, 한 장이 0.65%포인트입니다. 교차 검증으로 견준 결과는, 파일이 있으면 그다음 칸에 나옵니다.
 
 # %% id="technique-live"
-task = Task(blocks, image_set.labels, indices, len(image_set.classes), epochs, views, seed, lite0.draw)
+task = Task(
+    blocks, image_set.labels, indices, len(image_set.classes), epochs, views, seed, lite0.draw
+)
 live = [*FROZEN, "last stage"]
 rows = []
 for name in live:
@@ -473,7 +535,9 @@ for name in live:
         phases = FROZEN[name](model, task)
     else:
         phases = TUNED[name](model, task._replace(epochs=min(epochs, 5)))
-    seconds = time.perf_counter() - started - (sum(lite0.timings.values()) - before)  # without features not kept yet
+    seconds = (
+        time.perf_counter() - started - (sum(lite0.timings.values()) - before)
+    )  # without features not kept yet
     best = phases[-1].history[phases[-1].best_epoch - 1]
     rows.append(
         {
@@ -501,19 +565,32 @@ print(pd.DataFrame(rows).to_string(index=False))
 here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, {}
 for path in sorted((out_dir / "result/benchmarks").glob("techniques_*.json")):
     described = json.loads(path.read_text(encoding="utf-8"))
-    same = all(here.get(name, info["sha256"]) == info["sha256"] for name, info in described["weights"].items())
-    if same and image_set.digest in described["data"].values():  # on these images, with these weights
-        measured[described["processor"]] = (path.with_suffix(".csv"), described)  # the latest of each machine
+    same = all(
+        here.get(name, info["sha256"]) == info["sha256"]
+        for name, info in described["weights"].items()
+    )
+    if (
+        same and image_set.digest in described["data"].values()
+    ):  # on these images, with these weights
+        measured[described["processor"]] = (
+            path.with_suffix(".csv"),
+            described,
+        )  # the latest of each machine
 for path, described in measured.values():
     summary = summarise_techniques(pd.read_csv(path))
     summary = summary[[described["data"][name] == image_set.digest for name in summary["dataset"]]]
-    summary["accuracy (%)"] = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in summary.itertuples()]
+    summary["accuracy (%)"] = [
+        f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        for row in summary.itertuples()
+    ]
     print(f"{path.name}: {image_set.name}, {described['folds']} folds, {described['processor']}")
     for name in summary["model"].unique():
         print(f"{name}: {described['weights'][name]['source']}")
     frozen_ones, tuned = summary[summary["kind"] == "frozen"], summary[summary["kind"] == "tuned"]
     if len(frozen_ones):
-        print(f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]")
+        print(
+            f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]"
+        )
         table = frozen_ones.pivot(index="model", columns="technique", values="accuracy (%)")
         print(table.reindex(index=frozen_ones["model"].unique(), columns=[*FROZEN]).to_string())
     if len(tuned):
@@ -521,13 +598,21 @@ for path, described in measured.values():
         if described.get("processes", 1) == 1:
             print(f"\n{heading}; seconds: median of a fold")
             columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
-            print(tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(index=False, float_format="%.1f"))
+            print(
+                tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(
+                    index=False, float_format="%.1f"
+                )
+            )
             plot_techniques(tuned, heading)
             plt.show()
         else:  # their seconds hold the waiting for each other
             print(f"\n{heading}: accuracy (%) [95 % interval]")
             table = tuned.pivot(index="technique", columns="model", values="accuracy (%)")
-            print(table.reindex(index=tuned["technique"].unique(), columns=tuned["model"].unique()).fillna("").to_string())
+            print(
+                table.reindex(index=tuned["technique"].unique(), columns=tuned["model"].unique())
+                .fillna("")
+                .to_string()
+            )
     print()
 if not measured:
     print("no results of benchmarks.techniques for these images and weights here: skipped")
@@ -545,8 +630,12 @@ lower, upper = split_features(reloaded.to(device))
 val_labels = image_set.labels[val_index]
 val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
-assert check["predictions"].tolist() == chosen["val_predictions"], "the saved model predicts something else"
-print(f"{chosen['model']} reloaded: accuracy {check['accuracy']:.4f}, written {chosen['best']['val_acc']:.4f}")
+assert check["predictions"].tolist() == chosen["val_predictions"], (
+    "the saved model predicts something else"
+)
+print(
+    f"{chosen['model']} reloaded: accuracy {check['accuracy']:.4f}, written {chosen['best']['val_acc']:.4f}"
+)
 for files in checkpoints.values():
     print("\n".join(f"{path.parent.name}/{path.name}" for path in files.values()))
 

@@ -14,7 +14,12 @@ def number(value, low=-math.inf, high=math.inf):
     Raises:
         SystemExit: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
         fail(f"{value!r} is no number from {low} to {high}")
     return value
 
@@ -99,4 +104,19 @@ def exact(value):
     return f"{number(value):g}"
 
 
-FILTERS = [exact, proportion, mean, interval, points, size, score, loss, signed, tenths, ratio, seconds, amount, count]
+FILTERS = [
+    exact,
+    proportion,
+    mean,
+    interval,
+    points,
+    size,
+    score,
+    loss,
+    signed,
+    tenths,
+    ratio,
+    seconds,
+    amount,
+    count,
+]

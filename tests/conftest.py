@@ -46,13 +46,24 @@ def study(image_folder):
     """A study on the small folder, 32 px, 4 epochs, 2 views, with timm's smallest test model in mind."""
     images, views = load_images(image_folder), anime_views(32)
     train, val = split_images(images, val_size=0.35, seed=1)
-    settings = {"epochs": 4, "patience": 5, "batch_size": 4, "lr": 1e-2, "views": 2, "hidden": 8, "dropout": 0.5}
-    return Study(images, views, {"train": train, "val": val}, view_blocks(images, views, seed=1), settings, 1)
+    settings = {
+        "epochs": 4,
+        "patience": 5,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "views": 2,
+        "hidden": 8,
+        "dropout": 0.5,
+    }
+    return Study(
+        images, views, {"train": train, "val": val}, view_blocks(images, views, seed=1), settings, 1
+    )
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A stand-in of the hub on 127.0.0.1 and an empty cache; `files` maps a path to its bytes."""
+
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
             body = self.server.files.get(self.path)
@@ -72,11 +83,20 @@ def hub(tmp_path, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.cut = {}, None
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     url = f"http://127.0.0.1:{server.server_port}"
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    values = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_CACHE": str(tmp_path / "cache")}
-    for name, value in values.items():  # older versions have their own copies of the constants in file_download
+    values = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }
+    for (
+        name,
+        value,
+    ) in values.items():  # older versions have their own copies of the constants in file_download
         monkeypatch.setattr(huggingface_hub.constants, name, value)
         monkeypatch.setattr(huggingface_hub.file_download, name, value, raising=False)
     yield server

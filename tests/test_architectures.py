@@ -10,17 +10,34 @@ from safetensors.torch import save
 
 from transferlab import artifacts, backbones
 from transferlab.artifacts import load_model, save_run
-from transferlab.backbones import create_backbone, fold_batchnorm, make_head, normalize, set_head, split_at, state_hash
+from transferlab.backbones import (
+    create_backbone,
+    fold_batchnorm,
+    make_head,
+    normalize,
+    set_head,
+    split_at,
+    state_hash,
+)
 from transferlab.train import train
 
 # timm's name -> (pixels a side, what makes it take so few): the smallest input that it takes.
 SMALL = {
-    "vgg16.tv_in1k": (32, {}), "resnet18.tv_in1k": (32, {}), "resnet50.tv_in1k": (32, {}), "densenet121.tv_in1k": (32, {}),
-    "efficientnet_b0.ra_in1k": (32, {}), "efficientnet_b3.ra2_in1k": (32, {}), "tf_efficientnet_lite0.in1k": (32, {}),
-    "tf_efficientnet_lite1.in1k": (32, {}), "tf_efficientnet_lite2.in1k": (32, {}), "mobilenetv3_large_100.ra_in1k": (32, {}),
-    "convnext_tiny.fb_in1k": (32, {}), "vit_small_patch16_224.augreg_in21k_ft_in1k": (32, {"img_size": 32}),
+    "vgg16.tv_in1k": (32, {}),
+    "resnet18.tv_in1k": (32, {}),
+    "resnet50.tv_in1k": (32, {}),
+    "densenet121.tv_in1k": (32, {}),
+    "efficientnet_b0.ra_in1k": (32, {}),
+    "efficientnet_b3.ra2_in1k": (32, {}),
+    "tf_efficientnet_lite0.in1k": (32, {}),
+    "tf_efficientnet_lite1.in1k": (32, {}),
+    "tf_efficientnet_lite2.in1k": (32, {}),
+    "mobilenetv3_large_100.ra_in1k": (32, {}),
+    "convnext_tiny.fb_in1k": (32, {}),
+    "vit_small_patch16_224.augreg_in21k_ft_in1k": (32, {"img_size": 32}),
     "vit_base_patch16_224.augreg2_in21k_ft_in1k": (32, {"img_size": 32}),
-    "vit_small_patch14_dinov2.lvd142m": (28, {"img_size": 28}), "swin_tiny_patch4_window7_224.ms_in1k": (56, {"img_size": 56}),
+    "vit_small_patch14_dinov2.lvd142m": (28, {"img_size": 28}),
+    "swin_tiny_patch4_window7_224.ms_in1k": (56, {"img_size": 56}),
 }
 
 
@@ -37,7 +54,9 @@ def small_model(name):
         torch.manual_seed(0)
         model = backbones.build_model(name, **options)
     set_head(model, make_head(model.head_hidden_size, 3, hidden=8, dropout=0.0)).eval()
-    return model, torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return model, torch.randint(
+        0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @torch.inference_mode()
@@ -45,7 +64,9 @@ def check_cut(name, cut):
     model, x = small_model(name)
     expected = model(normalize(model, x))
     lower, upper = split_at(model, cut)
-    assert torch.allclose(upper.eval()(lower(x)), expected, atol=1e-4 * max(1, expected.abs().max()))
+    assert torch.allclose(
+        upper.eval()(lower(x)), expected, atol=1e-4 * max(1, expected.abs().max())
+    )
     parts = [{id(tensor) for tensor in part.parameters()} for part in (lower, upper, model)]
     assert parts[0] | parts[1] == parts[2] and not parts[0] & parts[1]
     if cut == "features":
@@ -75,7 +96,16 @@ def test_it_trains_and_comes_back(name, tmp_path, monkeypatch):
     before, first = state_hash(lower), copy.deepcopy(upper.state_dict())
     with torch.inference_mode():
         features = lower(x)
-    result = train(upper, lambda epoch: features, labels, features, labels, clean_x=features, epochs=1, batch_size=2)
+    result = train(
+        upper,
+        lambda epoch: features,
+        labels,
+        features,
+        labels,
+        clean_x=features,
+        epochs=1,
+        batch_size=2,
+    )
     assert state_hash(lower) == before and not torch.equal(first["0.weight"], upper[0].weight)
     for part in ("model", "result"):
         (tmp_path / part).mkdir()
@@ -83,30 +113,56 @@ def test_it_trains_and_comes_back(name, tmp_path, monkeypatch):
     described["head"] = {"in_features": model.head_hidden_size, "hidden": 8, "dropout": 0.0}
     path = save_run(tmp_path, model, result, described, stamp="20260101_000000")["model"]
     build = backbones.build_model
-    monkeypatch.setattr(artifacts, "build_model", lambda timm_name: build(timm_name, **SMALL[name][1]))
+    monkeypatch.setattr(
+        artifacts, "build_model", lambda timm_name: build(timm_name, **SMALL[name][1])
+    )
     again, _ = load_model(path)
     model.eval()
     with torch.inference_mode():
         expected = model(normalize(model, x))  # in channels_last, so sums come in another order
-        assert torch.allclose(again(normalize(again, x)), expected, rtol=1e-3, atol=1e-4 * max(1, expected.abs().max()))
-    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items())
+        assert torch.allclose(
+            again(normalize(again, x)),
+            expected,
+            rtol=1e-3,
+            atol=1e-4 * max(1, expected.abs().max()),
+        )
+    assert all(
+        torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items()
+    )
 
 
 def test_a_tagger_from_the_hub(hub):
     """A repository of someone else's, with its own classes, mean and std, as `hf-hub:SmilingWolf/wd-vit-tagger-v3` is one."""
     torch.manual_seed(0)
     options = {"img_size": 160, "class_token": False, "global_pool": "avg"}
-    config = {"architecture": "test_vit", "num_classes": 11, "num_features": 64, "model_args": options, "pretrained_cfg": {
-        "input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "classifier": "head", "num_classes": 11,
-        "interpolation": "bicubic", "crop_pct": 1.0, "first_conv": "patch_embed.proj",
-    }}
+    config = {
+        "architecture": "test_vit",
+        "num_classes": 11,
+        "num_features": 64,
+        "model_args": options,
+        "pretrained_cfg": {
+            "input_size": [3, 160, 160],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "classifier": "head",
+            "num_classes": 11,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "first_conv": "patch_embed.proj",
+        },
+    }
     there = timm.create_model("test_vit", num_classes=11, **options)
     place = "/someone/tagger/resolve/main"
-    hub.files |= {f"{place}/config.json": json.dumps(config).encode(), f"{place}/model.safetensors": save(there.state_dict())}
+    hub.files |= {
+        f"{place}/config.json": json.dumps(config).encode(),
+        f"{place}/model.safetensors": save(there.state_dict()),
+    }
     model, info = create_backbone("hf-hub:someone/tagger")
     assert (info.kind, info.source, model.num_classes) == ("hub", "hub: someone/tagger", 11)
     assert tuple(model.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
     x = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     lower, upper = split_at(model, "blocks.3")
     with torch.inference_mode():
-        assert torch.allclose(upper.eval()(lower(x)), there.eval()((x / 255 - 0.5) / 0.5), atol=1e-5)
+        assert torch.allclose(
+            upper.eval()(lower(x)), there.eval()((x / 255 - 0.5) / 0.5), atol=1e-5
+        )

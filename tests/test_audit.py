@@ -16,7 +16,15 @@ from transferlab.audit import FINDING_KINDS, clean_features, run_audit
 from transferlab.cli import main
 from transferlab.data import load_images
 from transferlab.duplicates import Copy, group_copies, hamming
-from transferlab.probes import check_suspects, choose_folds, draw_folds, measure_leak, measure_page_leak, out_of_fold, page_of
+from transferlab.probes import (
+    check_suspects,
+    choose_folds,
+    draw_folds,
+    measure_leak,
+    measure_page_leak,
+    out_of_fold,
+    page_of,
+)
 from transferlab.synthetic import draw_insects
 
 TINY = {"model": "test_resnet.r160_in1k", "weights": "none"}
@@ -29,7 +37,11 @@ def extras():
 
 
 def hash_files(folder):
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def draw_colours(folder, per_class=12):
@@ -39,7 +51,9 @@ def draw_colours(folder, per_class=12):
         (folder / name).mkdir(parents=True)
         for i in range(per_class):
             noise = rng.integers(0, 90, (40, 40, 1))
-            Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(folder / name / f"{i:02}.png")
+            Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(
+                folder / name / f"{i:02}.png"
+            )
     return folder
 
 
@@ -56,11 +70,17 @@ def plant_defects(folder, spare):
     shutil.copy(train / "ants" / "001.png", train / "ants" / "same class.png")
     Image.open(train / "bees" / "000.png").save(train / "bees" / "same pixels.bmp")
     small = Image.open(train / "ants" / "002.png")
-    small.resize((small.width // 2, small.height // 2)).save(val / "ants" / "other split.jpg", quality=50)
+    small.resize((small.width // 2, small.height // 2)).save(
+        val / "ants" / "other split.jpg", quality=50
+    )
     ImageOps.mirror(Image.open(train / "bees" / "001.png")).save(train / "bees" / "mirrored.png")
-    Image.open(spare / "train" / "ants" / "000.png").resize((1500, 1500)).save(train / "ants" / "huge.jpg")
+    Image.open(spare / "train" / "ants" / "000.png").resize((1500, 1500)).save(
+        train / "ants" / "huge.jpg"
+    )
     Image.open(spare / "train" / "bees" / "000.png").convert("L").save(train / "bees" / "grey.png")
-    Image.open(spare / "train" / "ants" / "001.png").convert("CMYK").save(train / "ants" / "cmyk.jpg")
+    Image.open(spare / "train" / "ants" / "001.png").convert("CMYK").save(
+        train / "ants" / "cmyk.jpg"
+    )
     Image.new("RGB", (256, 256), (3, 3, 3)).save(train / "ants" / "black.png")
 
 
@@ -68,7 +88,10 @@ def plant_defects(folder, spare):
 def planted(extras, tmp_path_factory):
     """An audit of a folder that holds an image folder with defects -> (exit code, printed text, findings, out)."""
     root, out = tmp_path_factory.mktemp("planted"), tmp_path_factory.mktemp("out")
-    plant_defects(draw_insects(root / "insects", per_class=8), draw_insects(out / "spare", per_class=3, seed=1))
+    plant_defects(
+        draw_insects(root / "insects", per_class=8),
+        draw_insects(out / "spare", per_class=3, seed=1),
+    )
     before, text = hash_files(root), io.StringIO()
     with contextlib.redirect_stdout(text):
         code = run_audit(root, **TINY, out=out)
@@ -86,7 +109,11 @@ def found(planted, kind):
 
 def test_files_that_cannot_be_read_and_placeholders(planted):
     assert planted[0] == 1
-    expected = {("train/ants/cut.jpg", ""): True, ("val/bees/text.jpg", ""): True, ("val/bees/.DS_Store", ""): False}
+    expected = {
+        ("train/ants/cut.jpg", ""): True,
+        ("val/bees/text.jpg", ""): True,
+        ("val/bees/.DS_Store", ""): False,
+    }
     assert found(planted, "unreadable") == expected
     assert found(planted, "placeholder") == {("train/ants/imageNotFound.png", ""): True}
 
@@ -98,16 +125,24 @@ def test_duplicates_are_serious_across_classes_and_splits(planted):
         ("train/bees/000.png", "train/bees/same pixels.bmp"): False,
     }
     assert found(planted, "near_duplicate") == {
-        ("train/ants/002.png", "val/ants/other split.jpg"): True, ("train/bees/001.png", "train/bees/mirrored.png"): False,
+        ("train/ants/002.png", "val/ants/other split.jpg"): True,
+        ("train/bees/001.png", "train/bees/mirrored.png"): False,
     }
 
 
 def test_outliers_in_size_mode_and_light(planted):
-    details = {path: detail for kind, path, detail in planted[2][["kind", "path", "detail"]].values if kind == "outlier"}
+    details = {
+        path: detail
+        for kind, path, detail in planted[2][["kind", "path", "detail"]].values
+        if kind == "outlier"
+    }
     assert details["insects/train/ants/huge.jpg"].startswith("odd size: 1500 x 1500")
     assert details["insects/train/bees/grey.png"] == "colour mode L, most are RGB"
     assert details["insects/train/ants/cmyk.jpg"] == "colour mode CMYK, most are RGB"
-    assert "dark: 256 x 256 pixels" in planted[2]["detail"][planted[2]["path"] == "insects/train/ants/black.png"].tolist()
+    assert (
+        "dark: 256 x 256 pixels"
+        in planted[2]["detail"][planted[2]["path"] == "insects/train/ants/black.png"].tolist()
+    )
     assert not planted[2]["serious"][planted[2]["kind"] == "outlier"].any()
 
 
@@ -115,19 +150,42 @@ def test_what_is_written_and_printed(planted):
     _, text, table, out = planted
     assert list(table.columns[:5]) == ["kind", "path", "other_path", "score", "serious"]
     assert set(table["kind"]) <= set(FINDING_KINDS) and table["score"].between(-1, 1).all()
-    names = {path.name.rsplit("_", 2)[0] for place in ("result", "img") for path in (out / place).iterdir()}
+    names = {
+        path.name.rsplit("_", 2)[0]
+        for place in ("result", "img")
+        for path in (out / place).iterdir()
+    }
     always = {"audit_findings", "audit_leak", "audit_summary", "audit"}
     assert always <= names <= {*always, "audit_labels"}
-    assert "! insects/train/ants/000.png = insects/train/bees/other class.png: same bytes, across classes (ants, bees)" in text
-    assert "synthetic" in text and "random weights" in text and "Serious (marked !): unreadable 2" in text
+    assert (
+        "! insects/train/ants/000.png = insects/train/bees/other class.png: same bytes, across classes (ants, bees)"
+        in text
+    )
+    assert (
+        "synthetic" in text
+        and "random weights" in text
+        and "Serious (marked !): unreadable 2" in text
+    )
     (leaks,) = (out / "result").glob("audit_leak_*.csv")
     leaks = pd.read_csv(leaks)
-    assert set(leaks["grouping"]) == {"near_duplicate"} and leaks[["random", "grouped"]].stack().between(0, 1).all()
+    assert (
+        set(leaks["grouping"]) == {"near_duplicate"}
+        and leaks[["random", "grouped"]].stack().between(0, 1).all()
+    )
 
 
 def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
     folder = draw_colours(tmp_path / "colours")
-    arguments = ["audit", str(folder), "--model", TINY["model"], "--weights", "none", "--cache-dir", ""]
+    arguments = [
+        "audit",
+        str(folder),
+        "--model",
+        TINY["model"],
+        "--weights",
+        "none",
+        "--cache-dir",
+        "",
+    ]
     texts = []
     for out in ("a", "b"):
         assert main([*arguments, "--out", str(tmp_path / out)]) == 0
@@ -139,23 +197,37 @@ def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
 
 def test_a_random_backbone_meets_images_in_batches_before_it_is_used(tmp_path, monkeypatch):
     sizes = []
-    monkeypatch.setattr("transferlab.backbones.update_bn", lambda batches, model: sizes.extend(batch.shape for batch in batches))
-    clean_features(load_images(draw_colours(tmp_path / "colours", per_class=20)), **TINY, cache_dir="")
+    monkeypatch.setattr(
+        "transferlab.backbones.update_bn",
+        lambda batches, model: sizes.extend(batch.shape for batch in batches),
+    )
+    clean_features(
+        load_images(draw_colours(tmp_path / "colours", per_class=20)), **TINY, cache_dir=""
+    )
     assert sizes == [(20, 3, 224, 224)] * 2
 
 
 def test_flipped_labels_are_found_on_images(extras, tmp_path, capsys):
     """Of 3 labels flipped among 24 pictures, all 3 were measured to lead the list (recall 1.0)."""
     folder = draw_colours(tmp_path / "colours")
-    flipped = {"red/07.png": "blue/from red.png", "red/11.png": "blue/from red too.png", "blue/03.png": "red/from blue.png"}
+    flipped = {
+        "red/07.png": "blue/from red.png",
+        "red/11.png": "blue/from red too.png",
+        "blue/03.png": "red/from blue.png",
+    }
     for source, target in flipped.items():
         (folder / source).rename(folder / target)
-    assert run_audit(folder, **TINY, out=tmp_path / "out") == 0  # suspects are worth a look, no more
+    assert (
+        run_audit(folder, **TINY, out=tmp_path / "out") == 0
+    )  # suspects are worth a look, no more
     (table,) = (tmp_path / "out" / "result").glob("audit_findings_*.csv")
     ranked = pd.read_csv(table).query("kind == 'label'")
     recall = len(set(ranked["path"][:3]) & set(flipped.values())) / 3
     assert recall == 1.0, f"recall among the first 3 is {recall:.2f}"
-    assert ranked["score"].is_monotonic_increasing and "looks like red" in ranked["detail"].iloc[0] + ranked["detail"].iloc[1]
+    assert (
+        ranked["score"].is_monotonic_increasing
+        and "looks like red" in ranked["detail"].iloc[0] + ranked["detail"].iloc[1]
+    )
     assert len([*(tmp_path / "out" / "img").glob("audit_labels_*.png")]) == 1
 
 
@@ -163,13 +235,21 @@ def blobs(n=200, classes=4, seed=0, spread=1.0):
     """Features [n, 32] around one centre a class, their labels, and a group for each image."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
-    return (rng.normal(size=(classes, 32))[labels] + spread * rng.normal(size=(n, 32))).astype(np.float32), labels, np.arange(n)
+    return (
+        (rng.normal(size=(classes, 32))[labels] + spread * rng.normal(size=(n, 32))).astype(
+            np.float32
+        ),
+        labels,
+        np.arange(n),
+    )
 
 
 def test_the_recall_that_the_audit_reports_of_itself(extras):
     """5 % flipped among 200: measured 0.83 of them among the 8.3 suspects, and 1.00 among the first 10 of the ranking."""
     checked = check_suspects(*blobs())
-    assert checked["flipped"] == 10 and checked["recall"] >= 0.75 and checked["recall_top"] >= 0.95, f"measured: {checked}"
+    assert (
+        checked["flipped"] == 10 and checked["recall"] >= 0.75 and checked["recall_top"] >= 0.95
+    ), f"measured: {checked}"
     assert checked["flagged"] < 15
 
 
@@ -177,11 +257,22 @@ def test_a_leak_through_pages_shows_as_a_drop():
     """Every page has a look of its own and one label: random folds know the pages, grouped folds can only guess."""
     rng = np.random.default_rng(0)
     page, label_of = np.repeat(np.arange(30), 4), np.arange(30) % 3
-    features = (rng.normal(size=(30, 64))[page] + 0.1 * rng.normal(size=(120, 64))).astype(np.float32)
+    features = (rng.normal(size=(30, 64))[page] + 0.1 * rng.normal(size=(120, 64))).astype(
+        np.float32
+    )
     paths = [f"c/{number:03}_{i}_2_30_30.png" for i, number in enumerate(page)]
-    leak = measure_page_leak(np.concatenate([features, features[:5]]), np.append(label_of[page], [0] * 5), [*paths, *["c/x.png"] * 5])
+    leak = measure_page_leak(
+        np.concatenate([features, features[:5]]),
+        np.append(label_of[page], [0] * 5),
+        [*paths, *["c/x.png"] * 5],
+    )
     assert (leak.images, leak.groups, leak.folds) == (120, 30, 5)
-    assert leak.random.min() > 0.95 and leak.grouped.max() < 0.6 and leak.low > 0.3 and leak.low < leak.drop < leak.high
+    assert (
+        leak.random.min() > 0.95
+        and leak.grouped.max() < 0.6
+        and leak.low > 0.3
+        and leak.low < leak.drop < leak.high
+    )
     assert leak.drop == pytest.approx(leak.random.mean() - leak.grouped.mean())
     honest = measure_leak(*blobs()[:2], page[rng.permutation(120)].repeat(2)[:200], "page")
     assert abs(honest.drop) < 0.05, "groups that mean nothing cost nothing"
@@ -193,15 +284,28 @@ def test_folds_keep_groups_together_and_every_image_is_tested_once():
     for kept in (None, groups):
         folds = draw_folds(labels, kept, 5, seed=1)
         assert sorted(np.concatenate([test for _, test in folds])) == [*range(60)]
-        assert kept is None or all(not set(groups[train]) & set(groups[test]) for train, test in folds)
+        assert kept is None or all(
+            not set(groups[train]) & set(groups[test]) for train, test in folds
+        )
         assert out_of_fold(features, labels, folds).sum(axis=1) == pytest.approx(np.ones(60))
-    assert choose_folds(labels, groups) == 5 and choose_folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == 0
+    assert (
+        choose_folds(labels, groups) == 5
+        and choose_folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == 0
+    )
 
 
-@pytest.mark.parametrize(("path", "page"), [
-    ("happy/012_341_666_134_134.png", "012"), ("a/vol 2 p3_1_2_3_4.jpg", "vol 2 p3"), ("a/Page-12b.png", "Page-12"),
-    ("a/page_3_face_2.png", "page_3"), ("happy/happy12.png", None), ("a/1833532.764.1200.210785.jpg", None), ("a/12_3.png", None),
-])
+@pytest.mark.parametrize(
+    ("path", "page"),
+    [
+        ("happy/012_341_666_134_134.png", "012"),
+        ("a/vol 2 p3_1_2_3_4.jpg", "vol 2 p3"),
+        ("a/Page-12b.png", "Page-12"),
+        ("a/page_3_face_2.png", "page_3"),
+        ("happy/happy12.png", None),
+        ("a/1833532.764.1200.210785.jpg", None),
+        ("a/12_3.png", None),
+    ],
+)
 def test_pages_in_file_names(path, page):
     assert page_of(path) == page
 
@@ -225,7 +329,10 @@ def test_a_missing_package_is_said_before_anything_is_read(tmp_path, monkeypatch
 def test_errors_are_one_line_and_exit_code_2(extras, tmp_path, monkeypatch, capsys):
     folder = draw_colours(tmp_path / "colours", per_class=2)
     inside = [str(folder), "--out", str(folder / "out")]
-    for arguments, message in (([str(tmp_path / "no")], "no image folder"), (inside, "never writes")):
+    for arguments, message in (
+        ([str(tmp_path / "no")], "no image folder"),
+        (inside, "never writes"),
+    ):
         assert main(["audit", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from transferlab import backbones
-from transferlab.backbones import BACKBONES, create_backbone, make_head, normalize, set_head, split_at, state_hash
+from transferlab.backbones import (
+    BACKBONES,
+    create_backbone,
+    make_head,
+    normalize,
+    set_head,
+    split_at,
+    state_hash,
+)
 from transferlab.errors import UserError
 from transferlab.train import train
 
@@ -37,21 +45,27 @@ def no_hub(monkeypatch):
 
 
 def images(n=4, size=64):
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet50", "densenet121"])
 def test_parity_with_torchvision(name, tmp_path):
     torch.manual_seed(0)
     reference = torchvision.models.get_model(name, weights=None).eval()
-    for module in reference.modules():  # statistics that matter, else normalisation would be a no-op
+    for (
+        module
+    ) in reference.modules():  # statistics that matter, else normalisation would be a no-op
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     save_file(reference.state_dict(), tmp_path / f"{name}.safetensors")
     model, info = create_backbone(name, tmp_path)
     assert info.kind == "file" and info.timm_name == BACKBONES[name]
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.inference_mode():
         expected = reference((images(2) / 255 - mean) / std)
         logits = model.eval()(normalize(model, images(2)))
@@ -62,7 +76,9 @@ def test_parity_with_torchvision(name, tmp_path):
 def test_the_registrys_names_are_timms():
     for name in BACKBONES.values():
         config = timm.get_pretrained_cfg(name)
-        assert config.hf_hub_id == f"timm/{name}" and config.classifier and config.mean and config.std
+        assert (
+            config.hf_hub_id == f"timm/{name}" and config.classifier and config.mean and config.std
+        )
 
 
 def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
@@ -72,7 +88,9 @@ def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
     model.eval()
     with torch.inference_mode():
         assert torch.allclose(upper(lower(images())), model(normalize(model, images())), atol=1e-6)
-    assert not any(p.requires_grad for p in lower.parameters()) and all(p.requires_grad for p in upper.parameters())
+    assert not any(p.requires_grad for p in lower.parameters()) and all(
+        p.requires_grad for p in upper.parameters()
+    )
     before = state_hash(lower)
     model.train()
     assert not lower.training
@@ -80,7 +98,10 @@ def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
     assert state_hash(lower) == before
     with torch.no_grad():
         upper[0].weight.add_(1)
-    assert torch.equal(model.get_classifier()[0].weight, upper[0].weight) and state_hash(lower) == before
+    assert (
+        torch.equal(model.get_classifier()[0].weight, upper[0].weight)
+        and state_hash(lower) == before
+    )
     with pytest.raises(UserError, match='no module "layer9".*layer4'):
         split_at(model, "layer9")
 
@@ -105,7 +126,10 @@ def test_where_weights_are_found(tiny_file, tmp_path, monkeypatch, no_hub):
 
 
 def test_a_classifier_of_another_size_is_fine_and_half_precision_is_cast(tiny_file):
-    state = {k: v.half() if v.is_floating_point() else v for k, v in timm.create_model(TINY, num_classes=5).state_dict().items()}
+    state = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in timm.create_model(TINY, num_classes=5).state_dict().items()
+    }
     save_file(state, tiny_file)
     model, _ = create_backbone("test_resnet", tiny_file)
     assert model.num_classes == 5 and {p.dtype for p in model.parameters()} == {torch.float32}
@@ -162,7 +186,10 @@ def test_random_initialisation_is_live_and_reproducible():
 
 def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for flags, expected in (("fma avx2 avx512f", torch.float32), ("avx512f avx512_bf16", torch.bfloat16)):
+    for flags, expected in (
+        ("fma avx2 avx512f", torch.float32),
+        ("avx512f avx512_bf16", torch.bfloat16),
+    ):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
         monkeypatch.setattr(backbones, "Path", lambda _: Path(tmp_path / "cpuinfo"))
         assert backbones.choose_precision(torch.device("cpu")) == expected
@@ -173,7 +200,10 @@ def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
 
 def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * 10**9, 16 * 10**9))
-    sizes = [backbones.choose_batch_size(torch.device(kind), side**2) for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))]
+    sizes = [
+        backbones.choose_batch_size(torch.device(kind), side**2)
+        for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))
+    ]
     assert sizes == [8, 64, 7]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 16 * 10**9))
     assert backbones.choose_batch_size(torch.device("cuda"), 224**2) == 1
@@ -201,7 +231,9 @@ def test_a_hub_without_an_answer_is_given_up_soon_and_said_so(hub):
 
 
 def test_a_transfer_that_breaks_off_leaves_nothing_for_whole(hub, tiny_file, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's pauses between its tries
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: None
+    )  # the client's pauses between its tries
     hub.files[f"/timm/{TINY}/resolve/main/model.safetensors"] = tiny_file.read_bytes()
     hub.cut = 4000
     with pytest.warns(UserWarning, match="measures no transfer"):
@@ -215,7 +247,9 @@ def test_a_repository_without_the_file(hub):
         assert "404" in create_backbone(TINY, "auto")[1].source
 
 
-@pytest.mark.parametrize("name", ["no_such_model", "resnet50.no_such_tag", "hf-hub:no name!", "local-dir:no_such_folder"])
+@pytest.mark.parametrize(
+    "name", ["no_such_model", "resnet50.no_such_tag", "hf-hub:no name!", "local-dir:no_such_folder"]
+)
 def test_unknown_names_of_every_kind(name):
     with pytest.raises(UserError, match="cannot build"):
         create_backbone(name, "auto")
@@ -225,7 +259,14 @@ def test_unknown_names_of_every_kind(name):
 def test_the_registrys_models_keep_timms_contract(name):
     with torch.device("meta"):
         model = backbones.build_model(BACKBONES[name])
-        head = nn.Sequential(nn.Linear(model.head_hidden_size if hasattr(model, "head_hidden_size") else model.num_features, 3))
+        head = nn.Sequential(
+            nn.Linear(
+                model.head_hidden_size
+                if hasattr(model, "head_hidden_size")
+                else model.num_features,
+                3,
+            )
+        )
         set_head(model, head)
     assert model.get_submodule(backbones.classifier_name(model)) is head
     assert len(model.pretrained_cfg["mean"]) == len(model.pretrained_cfg["std"]) == 3
@@ -235,7 +276,9 @@ def test_the_parts_share_the_models_tensors(tiny_file):
     model, _ = create_backbone("test_resnet", tiny_file)
     lower, upper = split_at(model, "features")
     of_model = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    assert {id(tensor) for part in (lower, upper) for tensor in (*part.parameters(), *part.buffers())} == of_model
+    assert {
+        id(tensor) for part in (lower, upper) for tensor in (*part.parameters(), *part.buffers())
+    } == of_model
     model.train()
     assert not any(module.training for module in lower.modules())
 
@@ -254,8 +297,15 @@ def test_damaged_files_of_every_length_are_user_errors(tmp_path, damage):
     path = tmp_path / "x.safetensors"
     save_file({"first": torch.ones(3), "second": torch.zeros(2, 2), "third": torch.ones(1)}, path)
     whole = path.read_bytes()
-    cuts = {"every cut": [whole[:n] for n in range(len(whole))], "a service's answer": [b'{"error": "Repository not found"}'],
-            "no header": [bytes(64), b"version https://git-lfs.github.com/spec/v1", b"\x02" + bytes(7) + b"[]"]}[damage]
+    cuts = {
+        "every cut": [whole[:n] for n in range(len(whole))],
+        "a service's answer": [b'{"error": "Repository not found"}'],
+        "no header": [
+            bytes(64),
+            b"version https://git-lfs.github.com/spec/v1",
+            b"\x02" + bytes(7) + b"[]",
+        ],
+    }[damage]
     for data in cuts:
         path.write_bytes(data)
         with pytest.raises(UserError, match="damaged"):
@@ -267,20 +317,30 @@ def test_damaged_files_of_every_length_are_user_errors(tmp_path, damage):
 
 
 def test_small_floats_and_other_pickles(tmp_path):
-    save_file({"x": torch.ones(3).to(torch.float8_e4m3fn), "n": torch.tensor([2])}, tmp_path / "f8.safetensors")
+    save_file(
+        {"x": torch.ones(3).to(torch.float8_e4m3fn), "n": torch.tensor([2])},
+        tmp_path / "f8.safetensors",
+    )
     state = backbones.read_weights(tmp_path / "f8.safetensors")
-    assert state["x"].dtype == torch.float32 and state["x"].tolist() == [1, 1, 1] and state["n"].dtype == torch.int64
+    assert (
+        state["x"].dtype == torch.float32
+        and state["x"].tolist() == [1, 1, 1]
+        and state["n"].dtype == torch.int64
+    )
     for content in ([torch.ones(1)], {"x": torch.ones(1), "epoch": 3}):
         torch.save(content, tmp_path / "x.pth")
         with pytest.raises(UserError, match="x.pth"):
             backbones.read_weights(tmp_path / "x.pth")
 
 
-
 def test_the_hash_tells_every_change():
     model = backbones.build_model(TINY)
     before, other = state_hash(model), copy.deepcopy(model)
-    assert state_hash(other) == before == state_hash(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    assert (
+        state_hash(other)
+        == before
+        == state_hash(copy.deepcopy(model).to(memory_format=torch.channels_last))
+    )
     with torch.no_grad():
         other.fc.bias[0] = torch.nextafter(other.fc.bias[0], torch.tensor(9.0))
     changed = copy.deepcopy(model)
@@ -310,12 +370,18 @@ def with_statistics(model, size=32):
 
 
 CUTS = [
-    ("test_resnet", ["conv1", "layer1", "layer4"]), ("test_efficientnet", ["conv_stem", "blocks.0", "blocks.3", "conv_head"]),
-    ("test_vit", ["patch_embed", "blocks", "blocks.3"]), ("test_convnext", ["stem", "stages.3", "head"]),
+    ("test_resnet", ["conv1", "layer1", "layer4"]),
+    ("test_efficientnet", ["conv_stem", "blocks.0", "blocks.3", "conv_head"]),
+    ("test_vit", ["patch_embed", "blocks", "blocks.3"]),
+    ("test_convnext", ["stem", "stages.3", "head"]),
     ("densenet121", ["features.conv0", "transition2", "denseblock4"]),
 ]
 CUTS = [(name, cut) for name, cuts in CUTS for cut in cuts + ["features", "input"]]
-CUTS += [("resnet50", "layer4"), *((f"efficientnet_{kind}", "blocks.6") for kind in ("lite0", "b0", "b3")), ("vit", "blocks.11")]
+CUTS += [
+    ("resnet50", "layer4"),
+    *((f"efficientnet_{kind}", "blocks.6") for kind in ("lite0", "b0", "b3")),
+    ("vit", "blocks.11"),
+]
 
 
 @pytest.mark.parametrize(("name", "cut"), CUTS)
@@ -327,8 +393,12 @@ def test_every_cut_gives_the_whole_model(name, cut):
     lower, upper = split_at(model, cut)
     with torch.inference_mode():
         kept = lower(x)
-        assert torch.allclose(upper.eval()(kept), expected, atol=1e-5 * max(1, expected.abs().max()))  # random ones grow large
-    assert not any(p.requires_grad for p in lower.parameters()) and all(p.requires_grad for p in upper.parameters())
+        assert torch.allclose(
+            upper.eval()(kept), expected, atol=1e-5 * max(1, expected.abs().max())
+        )  # random ones grow large
+    assert not any(p.requires_grad for p in lower.parameters()) and all(
+        p.requires_grad for p in upper.parameters()
+    )
     tensors = [{id(tensor) for tensor in part.parameters()} for part in (lower, upper, model)]
     assert tensors[0] | tensors[1] == tensors[2] and not tensors[0] & tensors[1]
     model.train()
@@ -339,10 +409,16 @@ def test_every_cut_gives_the_whole_model(name, cut):
 def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
     """Adam on the whole model, its lower part frozen and in eval mode, against kept activations: BatchNorm above learns too."""
     model = with_statistics(backbones.build_model("test_resnet"))
-    reference, x, labels = copy.deepcopy(model).to(memory_format=torch.channels_last), images(12, 64), torch.arange(12) % 3
+    reference, x, labels = (
+        copy.deepcopy(model).to(memory_format=torch.channels_last),
+        images(12, 64),
+        torch.arange(12) % 3,
+    )
     frozen = [reference.conv1, reference.bn1, reference.layer1, reference.layer2, reference.layer3]
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    optimizer = torch.optim.Adam([*reference.layer4.parameters(), *reference.fc.parameters()], lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(
+        [*reference.layer4.parameters(), *reference.fc.parameters()], lr=1e-3, fused=True
+    )
     reference.train()
     for part in frozen:
         part.eval().requires_grad_(False)
@@ -352,21 +428,42 @@ def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
         loss.backward()
         optimizer.step()
     lower, upper = split_at(model, "layer4")
-    with torch.inference_mode():  # the same forward batches, so the same rounding, which Adam's first steps would magnify
-        kept = torch.cat([lower(x[batch]) for batch in order.split(4)])[order.argsort()].contiguous(memory_format=torch.channels_last)
-    result = train(upper, lambda e: kept, labels, kept, labels, clean_x=kept, epochs=1, batch_size=4, lr=1e-3, seed=0)
+    with (
+        torch.inference_mode()
+    ):  # the same forward batches, so the same rounding, which Adam's first steps would magnify
+        kept = torch.cat([lower(x[batch]) for batch in order.split(4)])[order.argsort()].contiguous(
+            memory_format=torch.channels_last
+        )
+    result = train(
+        upper,
+        lambda e: kept,
+        labels,
+        kept,
+        labels,
+        clean_x=kept,
+        epochs=1,
+        batch_size=4,
+        lr=1e-3,
+        seed=0,
+    )
     assert result.best_epoch == 1
     for name, tensor in reference.state_dict().items():
         assert torch.allclose(model.state_dict()[name].float(), tensor.float(), atol=1e-6), name
     moved = with_statistics(backbones.build_model("test_resnet")).layer4.state_dict()
-    assert any(not torch.allclose(moved[name], tensor) for name, tensor in model.layer4.state_dict().items())
+    assert any(
+        not torch.allclose(moved[name], tensor)
+        for name, tensor in model.layer4.state_dict().items()
+    )
 
 
 def test_an_earlier_cut_does_not_stay_frozen():
     model = with_statistics(backbones.build_model("test_resnet"))
     split_at(model, "features")
     upper = split_at(model, "layer4")[1]
-    assert all(p.requires_grad for p in upper.parameters()) and not model.layer1[0].conv1.weight.requires_grad
+    assert (
+        all(p.requires_grad for p in upper.parameters())
+        and not model.layer1[0].conv1.weight.requires_grad
+    )
 
 
 def test_cuts_that_cannot_be_are_refused():
@@ -385,7 +482,10 @@ def test_cuts_that_cannot_be_are_refused():
     assert type(backbones.fold_batchnorm(Untraceable())) is Untraceable
 
 
-@pytest.mark.parametrize(("name", "folded"), [("test_resnet", 15), ("test_efficientnet", 13), ("densenet121", 59), ("test_vit", 0)])
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [("test_resnet", 15), ("test_efficientnet", 13), ("densenet121", 59), ("test_vit", 0)],
+)
 def test_folded_normalisation_computes_the_same(name, folded):
     model = with_statistics(backbones.build_model(name))
     lower, _ = split_at(model, "features")
@@ -401,7 +501,11 @@ def test_a_convolution_that_is_used_twice_is_not_folded():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.conv, self.first, self.second = (
+                nn.Conv2d(3, 3, 1),
+                nn.BatchNorm2d(3),
+                nn.BatchNorm2d(3),
+            )
 
         def forward(self, x):
             return self.second(self.conv(self.first(self.conv(x))))

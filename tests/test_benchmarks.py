@@ -10,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import views
-from benchmarks.views import BLOCKS, SETTINGS, VIEWS, compare_with_reference, decide, make_table, view_chooser
+from benchmarks.views import (
+    BLOCKS,
+    SETTINGS,
+    VIEWS,
+    compare_with_reference,
+    decide,
+    make_table,
+    view_chooser,
+)
 
-KEPT = torch.arange(VIEWS + 1.0)[:, None, None] ** 2 + torch.arange(5.0)[:, None] * 10_000  # [31, 5, 1]: no two alike
+KEPT = (
+    torch.arange(VIEWS + 1.0)[:, None, None] ** 2 + torch.arange(5.0)[:, None] * 10_000
+)  # [31, 5, 1]: no two alike
 
 
 def test_each_scheme_sees_the_views_that_it_names():
@@ -32,7 +42,14 @@ def test_each_scheme_sees_the_views_that_it_names():
 @settings(max_examples=30, deadline=None)
 def test_between_stays_between_two_views_of_the_same_image(k, seed, epoch):
     x = view_chooser("between+clean", k, KEPT, seed)(epoch)
-    own = KEPT[[0, *(1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]).tolist()]]
+    own = KEPT[
+        [
+            0,
+            *(
+                1 + torch.randperm(VIEWS, generator=torch.Generator().manual_seed(seed))[:k]
+            ).tolist(),
+        ]
+    ]
     assert ((own.min(0).values <= x) & (x <= own.max(0).values)).all()
     assert torch.equal(x, view_chooser("between+clean", k, KEPT, seed)(epoch))
 
@@ -40,31 +57,53 @@ def test_between_stays_between_two_views_of_the_same_image(k, seed, epoch):
 def values(gain=0.0, rise=0.0, n=400):
     """Correct answers of 10 seeds on `n` images, `gain` more of them right than in values()."""
     correct = np.tile(np.arange(n) < n * (0.5 + gain), (10, 1))
-    return {"correct": correct, "loss": np.full((10, n), 1 + rise, np.float32), "epochs": np.full((10, 5), 9)}
+    return {
+        "correct": correct,
+        "loss": np.full((10, n), 1 + rise, np.float32),
+        "epochs": np.full((10, 5), 9),
+    }
 
 
 def test_the_interval_is_that_of_a_mean_over_images():
     difference, low, high, rise = compare_with_reference(values(0.1, rise=0.5), values())
     assert difference == pytest.approx(0.1) and rise == pytest.approx(0.5)
-    half = 1.96 * np.sqrt(0.1 * 0.9 / 400)  # 40 of 400 images changed by one each: the normal interval is close
-    assert low == pytest.approx(0.1 - half, abs=0.004) and high == pytest.approx(0.1 + half, abs=0.004)
+    half = 1.96 * np.sqrt(
+        0.1 * 0.9 / 400
+    )  # 40 of 400 images changed by one each: the normal interval is close
+    assert low == pytest.approx(0.1 - half, abs=0.004) and high == pytest.approx(
+        0.1 + half, abs=0.004
+    )
 
 
 def test_fewer_views_pass_where_neither_accuracy_nor_loss_suffers():
-    raw = {("manga_facial_expressions", "resnet50", *setting): {block: values() for block in BLOCKS} for setting in SETTINGS}
-    raw["manga_facial_expressions", "resnet50", "cycle", 1] = {block: values(-0.02) for block in BLOCKS}
+    raw = {
+        ("manga_facial_expressions", "resnet50", *setting): {block: values() for block in BLOCKS}
+        for setting in SETTINGS
+    }
+    raw["manga_facial_expressions", "resnet50", "cycle", 1] = {
+        block: values(-0.02) for block in BLOCKS
+    }
     raw["manga_facial_expressions", "resnet50", "cycle", 2] = {"0-9": values(rise=0.03)}
     table = make_table(raw)
     failed = table[~table.passes]
-    assert {*zip(failed.scheme, failed.views)} == {("cycle", 1), ("cycle", 2)} and len(table) == 3 * len(SETTINGS) - 2
+    assert {*zip(failed.scheme, failed.views)} == {("cycle", 1), ("cycle", 2)} and len(
+        table
+    ) == 3 * len(SETTINGS) - 2
     assert views.most_seeds(table) == "0-9" and views.most_seeds(table[table.views != 2]) == "0-19"
 
 
 def passing(**passes):
     """A table in which only what is named passes: {"cycle_4": ("0-9", "10-19")}; on two pairs, one of which always passes."""
     rows = [
-        {"scheme": scheme, "views": k, "seeds": seeds, "passes": pair == 0 or seeds in passes.get(f"{scheme}_{k}", ())}
-        for scheme, k in SETTINGS for seeds in ("0-9", "10-19", "0-19") for pair in (0, 1)
+        {
+            "scheme": scheme,
+            "views": k,
+            "seeds": seeds,
+            "passes": pair == 0 or seeds in passes.get(f"{scheme}_{k}", ()),
+        }
+        for scheme, k in SETTINGS
+        for seeds in ("0-9", "10-19", "0-19")
+        for pair in (0, 1)
     ]
     return pd.DataFrame(rows)
 
@@ -73,10 +112,19 @@ def test_the_fewest_views_that_pass_twice_are_chosen():
     both = ("0-9", "10-19")
     assert decide(passing(cycle_4=both, cycle_8=both))[0] == ["cycle", 4]
     winner, steps = decide(passing(cycle_2=("0-9",), **{"between+clean_2": both}))
-    assert winner == ["between+clean", 2] and "cycle, K = 2: passes on seeds 0-9, fails on 10-19" in steps
-    assert decide(passing(clean_0=both, cycle_16=both))[0] == ["cycle", 16]  # no view at all is no scheme
+    assert (
+        winner == ["between+clean", 2]
+        and "cycle, K = 2: passes on seeds 0-9, fails on 10-19" in steps
+    )
+    assert decide(passing(clean_0=both, cycle_16=both))[0] == [
+        "cycle",
+        16,
+    ]  # no view at all is no scheme
     half = passing(cycle_1=("0-9",))
-    assert "cycle, K = 1: passes on seeds 0-9, not yet tried on 10-19" in decide(half[half.seeds == "0-9"])[1]
+    assert (
+        "cycle, K = 1: passes on seeds 0-9, not yet tried on 10-19"
+        in decide(half[half.seeds == "0-9"])[1]
+    )
     winner, steps = decide(passing())
     assert winner is None and len(steps) == len(SETTINGS) - 1
 
@@ -100,13 +148,22 @@ def test_an_interrupted_measurement_goes_on_and_decides_early(tmp_path, monkeypa
 
     monkeypatch.setattr(views, "measure", measure)
     some = {model: (0, 0) for model in views.MODELS}
-    drawn = {dataset: (SimpleNamespace(digest=dataset, labels=None), some) for dataset in (views.FACES, views.INSECTS)}
+    drawn = {
+        dataset: (SimpleNamespace(digest=dataset, labels=None), some)
+        for dataset in (views.FACES, views.INSECTS)
+    }
     with pytest.raises(KeyboardInterrupt):
         views.measure_all(tmp_path, drawn, minutes=1)
-    assert not any(views.measure_all(tmp_path, drawn, minutes=-1).values())  # no time left: nothing begun, nothing lost
+    assert not any(
+        views.measure_all(tmp_path, drawn, minutes=-1).values()
+    )  # no time left: nothing begun, nothing lost
     raw = views.measure_all(tmp_path, drawn, minutes=1)
     assert decide(make_table(raw))[0] == ["cycle", 2] and len(measured) == 1 + 6 * 2 * len(SETTINGS)
     order = list(dict.fromkeys(measured))
     assert order[:2] == [("cycle", 30, 0), ("clean", 0, 0)]
-    assert order[order.index(("cycle", 2, 0)):][1:3] == [("cycle", 30, 10), ("cycle", 2, 10)]
-    assert order.index(("between+clean", 1, 0)) < order.index(("cycle", 2, 0)) < order.index(("cycle+clean", 2, 0))
+    assert order[order.index(("cycle", 2, 0)) :][1:3] == [("cycle", 30, 10), ("cycle", 2, 10)]
+    assert (
+        order.index(("between+clean", 1, 0))
+        < order.index(("cycle", 2, 0))
+        < order.index(("cycle+clean", 2, 0))
+    )

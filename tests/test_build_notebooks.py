@@ -87,7 +87,7 @@ def train_lazily(folder):
     return mean_image(folder)
 '''
 
-SOURCE = '''# %% [markdown] id="title"
+SOURCE = """# %% [markdown] id="title"
 # # 제목
 
 # %% id="imports"
@@ -118,7 +118,7 @@ print(os.path.join(data_dir, "a"), sys.platform)
 
 # %% id="result"
 train(data_dir)
-'''
+"""
 
 
 @pytest.fixture
@@ -219,7 +219,11 @@ def test_long_imports_are_wrapped_and_future_comes_first(root):
     names = [f"a_rather_long_name_{i}" for i in range(8)]
     head = f"from __future__ import annotations\n\nfrom somewhere import {', '.join(names)}\n"
     edit(root / "transferlab/errors.py", '"""Errors."""\n', f'"""Errors."""\n{head}')
-    edit(root / "transferlab/errors.py", '    """What a user can mend."""', f"    everything = ({', '.join(names)})")
+    edit(
+        root / "transferlab/errors.py",
+        '    """What a user can mend."""',
+        f"    everything = ({', '.join(names)})",
+    )
     lines = cells_of(built(root))["imports"].source.split("\n")
     assert lines[:2] == ["# What the cells below use.", "from __future__ import annotations"]
     assert "from somewhere import (" in lines and max(map(len, lines)) <= 120
@@ -236,10 +240,21 @@ def test_notebook_is_valid_folded_and_clean_for_ruff(root):
     assert notebook.metadata.kernelspec.display_name == "Python 3"
     assert notebook.metadata.language_info == {"name": "python"}
     assert notebook.metadata.colab.collapsed_sections == ["setup"]
-    assert cells_of(notebook)["setup"].metadata == {"id": "setup", "jp-MarkdownHeadingCollapsed": True}
+    assert cells_of(notebook)["setup"].metadata == {
+        "id": "setup",
+        "jp-MarkdownHeadingCollapsed": True,
+    }
     assert cells_of(notebook)["show"].metadata == {"tags": ["shows-images"]}
     assert cells_of(notebook)["show"].source.startswith("# copy is")
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F821,F811,I", "01_study.ipynb"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select=F821,F811,I",
+        "01_study.ipynb",
+    ]
     assert subprocess.run(command, cwd=root, capture_output=True).returncode == 0
 
 
@@ -256,18 +271,42 @@ def test_notebook_is_valid_folded_and_clean_for_ruff(root):
         ("train(data_dir)", "!ls", ["cell 'result', line 1", "not plain Python"]),
         ("train(data_dir)", "import transferlab.train", ["'result' imports transferlab"]),
         ("train(data_dir)", "from transferlab import train", ["'result' imports transferlab"]),
-        ("train(data_dir)", "# @inline transferlab.model: x", ["'result'", "there is no transferlab.model"]),
-        ("train(data_dir)", "# @inline transferlab.train: x", ["'result'", "there is no 'x' in transferlab.train"]),
+        (
+            "train(data_dir)",
+            "# @inline transferlab.model: x",
+            ["'result'", "there is no transferlab.model"],
+        ),
+        (
+            "train(data_dir)",
+            "# @inline transferlab.train: x",
+            ["'result'", "there is no 'x' in transferlab.train"],
+        ),
         ("train(data_dir)", "# @inline transferlab.train x", ["'result'", "holds only"]),
         ("train(data_dir)", "# @inline transferlab.train: train", ["train is inlined twice"]),
-        ("SPLITS, find_images\n", "SPLITS, find_images\nx = 1\n", ["'data'", "holds only", "`x = 1`"]),
+        (
+            "SPLITS, find_images\n",
+            "SPLITS, find_images\nx = 1\n",
+            ["'data'", "holds only", "`x = 1`"],
+        ),
         ("train: EarlyStopping, train", "train: train_lazily", ["relative import in its body"]),
-        ("# @inline transferlab.errors: UserError\n", "", ["find_images needs UserError: add `# @inline transferlab."]),
+        (
+            "# @inline transferlab.errors: UserError\n",
+            "",
+            ["find_images needs UserError: add `# @inline transferlab."],
+        ),
         ("SPLITS, find_images", "find_images, SPLITS", ["find_images needs SPLITS", "before it"]),
-        ("train: EarlyStopping, train", "train: train, EarlyStopping", ["train needs EarlyStopping", "before it"]),
+        (
+            "train: EarlyStopping, train",
+            "train: train, EarlyStopping",
+            ["train needs EarlyStopping", "before it"],
+        ),
         ("import sys\n", "import sys as Counter\n", ["'imports'", "Counter would be both"]),
         ("import sys\n", "from x import train\n", ["'imports'", "train would be both"]),
-        ("import sys\n", "import sys\nprint(1)\n", ["'imports'", "only absolute imports, not `print(1)`"]),
+        (
+            "import sys\n",
+            "import sys\nprint(1)\n",
+            ["'imports'", "only absolute imports, not `print(1)`"],
+        ),
         ('id="imports"', 'id="import"', ["the first code cell"]),
         ('tags=["parameters"] ', "", ['tags=["parameters"]']),
     ],
@@ -281,14 +320,34 @@ def test_bad_source_is_one_clear_line(root, capsys, old, new, parts):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("from .data import find_images", "from .data import find_images as find", ["find_images as find"]),
+        (
+            "from .data import find_images",
+            "from .data import find_images as find",
+            ["find_images as find"],
+        ),
         ("from .data import find_images", "from . import data", ["`from . import data`"]),
         ("from .data import find_images", "import transferlab.data", ["`import transferlab.data`"]),
-        ("from .data import find_images", "from transferlab.data import find_images", ["transferlab/train.py:5"]),
-        ("class EarlyStopping", "class UserError", ["UserError is", "top-level name of transferlab.errors"]),
+        (
+            "from .data import find_images",
+            "from transferlab.data import find_images",
+            ["transferlab/train.py:5"],
+        ),
+        (
+            "class EarlyStopping",
+            "class UserError",
+            ["UserError is", "top-level name of transferlab.errors"],
+        ),
         ("class EarlyStopping", "train = 1\n\n\nclass EarlyStopping", ["train is defined twice"]),
-        ("class EarlyStopping", "print(1)\n\n\nclass EarlyStopping", ["transferlab/train.py:9", "at the top level"]),
-        ("class EarlyStopping", "class Early Stopping", ["transferlab/train.py, line 9", "not plain Python"]),
+        (
+            "class EarlyStopping",
+            "print(1)\n\n\nclass EarlyStopping",
+            ["transferlab/train.py:9", "at the top level"],
+        ),
+        (
+            "class EarlyStopping",
+            "class Early Stopping",
+            ["transferlab/train.py, line 9", "not plain Python"],
+        ),
     ],
 )
 def test_bad_library_is_one_clear_line(root, capsys, old, new, parts):
@@ -298,7 +357,9 @@ def test_bad_library_is_one_clear_line(root, capsys, old, new, parts):
 
 def test_annotations_count_as_needed_first_unless_the_module_defers_them(root, capsys):
     edit(root / "transferlab/train.py", "stopping=EarlyStopping", "stopping: EarlyStopping")
-    edit(root / "notebooks/01_study.py", "train: EarlyStopping, train", "train: train, EarlyStopping")
+    edit(
+        root / "notebooks/01_study.py", "train: EarlyStopping, train", "train: train, EarlyStopping"
+    )
     if sys.version_info < (3, 14):  # later versions always defer
         assert_refused(root, capsys, "train needs EarlyStopping", "before it")
     edit(root / "transferlab/train.py", '"""Training."""', "from __future__ import annotations")
@@ -312,7 +373,9 @@ def with_long_cells(root, outside, setup):
     """Adds `outside` inlined cells of 40 lines each in the open and `setup` of them in the folded section."""
     functions = [f"def f{i}():\n" + "    x = 1\n" * 39 for i in range(outside + setup)]
     write(root / "transferlab/many.py", "\n\n".join(functions))
-    cells = [f'# %% id="many{i}"\n# @inline transferlab.many: f{i}\n\n' for i in range(outside + setup)]
+    cells = [
+        f'# %% id="many{i}"\n# @inline transferlab.many: f{i}\n\n' for i in range(outside + setup)
+    ]
     next_section = '# %% [markdown] id="learn"\n'
     source = SOURCE.replace(next_section, "".join(cells[outside:]) + next_section)
     write(root / "notebooks/01_study.py", source + "\n" + "".join(cells[:outside]))
@@ -322,7 +385,9 @@ def test_limits(root, capsys):
     with_long_cells(root, outside=7, setup=7)
     assert run(root) == 0
     with_long_cells(root, outside=8, setup=0)
-    assert_refused(root, capsys, '324 inlined lines of code outside "## 준비", at most 300', "many0 40")
+    assert_refused(
+        root, capsys, '324 inlined lines of code outside "## 준비", at most 300', "many0 40"
+    )
     with_long_cells(root, outside=7, setup=14)
     assert_refused(root, capsys, "inlined lines of code, at most 830")
     assert run(root, "--count") == 0
@@ -332,7 +397,10 @@ def test_limits(root, capsys):
 def test_limit_of_one_cell_counts_code_only(root, capsys):
     body = '    """Says\n\n    something."""\n' + "    # why\n\n    x = 1\n" * 39
     write(root / "transferlab/long.py", f"def long():\n{body}")
-    write(root / "notebooks/01_study.py", SOURCE + '\n# %% id="long"\n# @inline transferlab.long: long\n')
+    write(
+        root / "notebooks/01_study.py",
+        SOURCE + '\n# %% id="long"\n# @inline transferlab.long: long\n',
+    )
     assert run(root) == 0
     write(root / "transferlab/long.py", f"def long():\n{body}    return x\n")
     assert_refused(root, capsys, "cell 'long' has 41 lines of code, at most 40")
@@ -350,7 +418,11 @@ def test_deeper_headings_and_code_fences_do_not_end_the_setup_section():
 def test_build_is_reproducible_byte_for_byte(root, capsys):
     first = tool.write_text(built(root))
     assert run(root, "--check") == 0
-    assert tool.write_text(built(root)) == first and first.endswith("}\n") and not first.endswith("\n\n")
+    assert (
+        tool.write_text(built(root)) == first
+        and first.endswith("}\n")
+        and not first.endswith("\n\n")
+    )
     store(root)
     with_outputs = (root / "01_study.ipynb").read_bytes()
     assert run(root, "--check", "--check-outputs") == 0
@@ -368,7 +440,10 @@ def test_check_names_the_first_stale_cell_and_writes_nothing(root, capsys):
     capsys.readouterr()
     edit(root / "transferlab/data.py", "no images", "no images here")
     assert run(root, "--check") == 1
-    assert capsys.readouterr().out == "01_study.ipynb is stale from cell 'data' on: run `make notebooks`\n"
+    assert (
+        capsys.readouterr().out
+        == "01_study.ipynb is stale from cell 'data' on: run `make notebooks`\n"
+    )
     assert (root / "01_study.ipynb").read_bytes() == before
 
 
@@ -416,7 +491,9 @@ def test_edits_of_code_drop_outputs_from_there_on(root, capsys):
     assert dropped.execution_count is None and dropped.metadata == {}
     capsys.readouterr()
     assert run(root, "--check-outputs") == 1
-    assert capsys.readouterr().out == "01_study.ipynb has no stored outputs for train, show, result\n"
+    assert (
+        capsys.readouterr().out == "01_study.ipynb has no stored outputs for train, show, result\n"
+    )
 
 
 def test_a_cell_tagged_later_as_showing_images_drops_its_output(root):
@@ -430,11 +507,15 @@ def test_store_outputs_joins_streams_and_leaves_the_last_state_of_bars(root):
     bar = [stream(state, "stderr") for state in states]
     wiped = [stream("begun\n"), stream("\r 50%"), stream("\r     \r")]
     value = [new_output("execute_result", {"text/plain": "3"}, execution_count=7)]
-    notebook = cells_of(store(root, data=bar, train=wiped, parameters=[stream("\r \r")], result=value))
+    notebook = cells_of(
+        store(root, data=bar, train=wiped, parameters=[stream("\r \r")], result=value)
+    )
     assert notebook["data"].outputs == [stream("100%|##| 2/2\n", "stderr")]
     assert notebook["train"].outputs == [stream("begun\n")]
     assert notebook["parameters"].outputs == []
-    assert [notebook[name].execution_count for name in ("imports", "parameters", "data", "result")] == [1, 2, 3, 6]
+    assert [
+        notebook[name].execution_count for name in ("imports", "parameters", "data", "result")
+    ] == [1, 2, 3, 6]
     assert notebook["result"].outputs[0].execution_count == 6
 
 
@@ -449,7 +530,11 @@ def test_store_outputs_changes_nothing_that_it_is_given(root):
 def test_cells_that_show_images_hold_drawn_pictures_or_nothing(root):
     notebook = built(root)
     executed, pictures = execute(notebook), execute(notebook, show=[stream("drawn\n")])
-    for given_pictures, expected in [(None, []), (pictures, [stream("drawn\n")]), (new_notebook(), [])]:
+    for given_pictures, expected in [
+        (None, []),
+        (pictures, [stream("drawn\n")]),
+        (new_notebook(), []),
+    ]:
         stored = tool.store_outputs(notebook, executed, given_pictures)
         assert cells_of(stored)["show"].outputs == expected
         assert cells_of(stored)["result"].outputs == [stream("result\n")]
@@ -460,8 +545,14 @@ def test_cells_that_show_images_hold_drawn_pictures_or_nothing(root):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (new_output("error", ename="UserError", evalue="no images"), "'result' failed: UserError: no images"),
-        (new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}), "'result' shows a widget"),
+        (
+            new_output("error", ename="UserError", evalue="no images"),
+            "'result' failed: UserError: no images",
+        ),
+        (
+            new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+            "'result' shows a widget",
+        ),
     ],
 )
 def test_store_outputs_refuses_errors_and_widgets(root, output, message):
@@ -511,7 +602,9 @@ def test_hash_changes_with_the_first_changed_cell_and_ever_after(values, data):
 def test_hash_is_pinned():
     """A version of Python, or an edit, that changes this hash would drop every stored output."""
     cell = new_code_cell("def f(x, *, y=None):\n    return f'{x!r:>{y}} {{}}' if x else [*x, ...]")
-    assert tool.code_hashes([cell]) == ["faaa1b44095b4932c9d3da1056922f98b18b86f98f970aa23cd74779a6e063f4"]
+    assert tool.code_hashes([cell]) == [
+        "faaa1b44095b4932c9d3da1056922f98b18b86f98f970aa23cd74779a6e063f4"
+    ]
 
 
 def test_a_string_that_a_cell_shows_is_no_docstring():

@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 from transferlab import cache, cli
 from transferlab.cache import load_or_extract
 
-KEY = {"data": "d", "views": ["a", "b"], "seed": 1, "indices": [0, 1, 2], "versions": {"torch": "2"}, "precision": "torch.float32"}
+KEY = {
+    "data": "d",
+    "views": ["a", "b"],
+    "seed": 1,
+    "indices": [0, 1, 2],
+    "versions": {"torch": "2"},
+    "precision": "torch.float32",
+}
 KEPT = torch.arange(12.0).reshape(3, 4) / 7
 
 
@@ -26,20 +33,32 @@ def kept_file(folder):
 
 
 def test_a_hit_is_bit_for_bit_what_was_kept(tmp_path):
-    assert load_or_extract(tmp_path, KEY, lambda: KEPT.T) is not None  # not contiguous: kept all the same
+    assert (
+        load_or_extract(tmp_path, KEY, lambda: KEPT.T) is not None
+    )  # not contiguous: kept all the same
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        hit = load_or_extract(tmp_path, dict(reversed(KEY.items())), pytest.fail)  # the order of a key's entries is no matter
+        hit = load_or_extract(
+            tmp_path, dict(reversed(KEY.items())), pytest.fail
+        )  # the order of a key's entries is no matter
     assert torch.equal(hit, KEPT.T) and hit.dtype == torch.float32
 
 
 def test_any_change_of_the_key_is_a_miss(tmp_path):
     load_or_extract(tmp_path, KEY, lambda: KEPT)
-    others = [KEY | {name: "other"} for name in KEY] + [KEY | {"new": 1}, {k: v for k, v in KEY.items() if k != "seed"}]
+    others = [KEY | {name: "other"} for name in KEY] + [
+        KEY | {"new": 1},
+        {k: v for k, v in KEY.items() if k != "seed"},
+    ]
     nested = copy.deepcopy(KEY)
     nested["versions"]["torch"] = "3"
-    for number, other in enumerate([*others, nested, KEY | {"indices": [0, 2, 1]}, KEY | {"seed": "1"}]):
-        assert load_or_extract(tmp_path, other, lambda: torch.full((1,), float(number))).item() == number
+    for number, other in enumerate(
+        [*others, nested, KEY | {"indices": [0, 2, 1]}, KEY | {"seed": "1"}]
+    ):
+        assert (
+            load_or_extract(tmp_path, other, lambda: torch.full((1,), float(number))).item()
+            == number
+        )
     assert torch.equal(load_or_extract(tmp_path, KEY, pytest.fail), KEPT)
 
 
@@ -69,7 +88,9 @@ def test_no_single_damaged_byte_gives_a_wrong_feature(tmp_path):
             warnings.simplefilter("always")
             found = load_or_extract(tmp_path, KEY, lambda: KEPT)
         assert torch.equal(found, KEPT) and found.shape == KEPT.shape, position
-        assert found is not KEPT or any("computed again" in str(w.message) for w in caught), position  # a miss speaks
+        assert found is not KEPT or any("computed again" in str(w.message) for w in caught), (
+            position
+        )  # a miss speaks
     for length in range(0, len(good), 9):
         path.write_bytes(good[:length])
         with pytest.warns(UserWarning, match=f"{path.name} are damaged .*computed again"):
@@ -86,14 +107,20 @@ def test_a_whole_file_without_its_right_checksum_is_a_miss(metadata, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_half_a_write_leaves_no_file_and_a_full_disk_loses_no_features(failure, tmp_path, monkeypatch):
+def test_half_a_write_leaves_no_file_and_a_full_disk_loses_no_features(
+    failure, tmp_path, monkeypatch
+):
     def half(tensors, path, metadata):
         save_file(tensors, path, metadata=metadata)
         os.truncate(path, os.path.getsize(path) // 2)
         raise failure
 
     full = isinstance(failure, OSError)
-    warned = pytest.warns(UserWarning, match="not kept.*No space left") if full else pytest.raises(KeyboardInterrupt)
+    warned = (
+        pytest.warns(UserWarning, match="not kept.*No space left")
+        if full
+        else pytest.raises(KeyboardInterrupt)
+    )
     with monkeypatch.context() as patched, warned:
         patched.setattr(cache, "save_file", half)
         assert load_or_extract(tmp_path, KEY, lambda: KEPT) is KEPT
@@ -112,7 +139,10 @@ def test_two_writers_of_the_same_key_do_not_meet(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache, "save_file", slow)
     assert torch.equal(load_or_extract(tmp_path, KEY, lambda: KEPT), KEPT)
-    assert torch.equal(load_or_extract(tmp_path, KEY, pytest.fail), KEPT) and len(list(tmp_path.iterdir())) == 1
+    assert (
+        torch.equal(load_or_extract(tmp_path, KEY, pytest.fail), KEPT)
+        and len(list(tmp_path.iterdir())) == 1
+    )
 
 
 def test_what_cannot_be_computed_is_not_kept(tmp_path):
@@ -124,7 +154,9 @@ def test_what_cannot_be_computed_is_not_kept(tmp_path):
 def test_a_folder_copied_elsewhere_still_hits(tmp_path):
     load_or_extract(tmp_path / "a", KEY, lambda: KEPT)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert torch.equal(load_or_extract(tmp_path / "b", json.loads(json.dumps(KEY)), pytest.fail), KEPT)
+    assert torch.equal(
+        load_or_extract(tmp_path / "b", json.loads(json.dumps(KEY)), pytest.fail), KEPT
+    )
 
 
 # ---- bounds, listing, clearing ---------------------------------------------------------------------------------------
@@ -141,7 +173,13 @@ def fill(folder, count, size=1000):
 
 
 def full_key(**changed):
-    key = {"model": "resnet50", "view": 1, "precision": "torch.bfloat16", "indices": [3, 4, 5], "data": "0123456789abcdef"}
+    key = {
+        "model": "resnet50",
+        "view": 1,
+        "precision": "torch.bfloat16",
+        "indices": [3, 4, 5],
+        "data": "0123456789abcdef",
+    }
     return key | changed
 
 
@@ -162,7 +200,12 @@ def test_clearing_touches_only_what_was_kept_here(tmp_path):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     assert cache.clear_cache(tmp_path)[0] == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "mine.safetensors", ".kept-new", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "notes.txt",
+        "mine.safetensors",
+        ".kept-new",
+        ".lock",
+    }
     assert cache.clear_cache(tmp_path / "missing") == (0, 0) and not (tmp_path / "missing").exists()
 
 
@@ -171,7 +214,13 @@ def test_the_list_says_what_is_kept(tmp_path):
     files[0].write_bytes(b"damaged")
     os.utime(files[0], (1, 1))
     new, old = cache.list_cache(tmp_path)
-    assert (new["model"], new["view"], new["precision"], new["images"], new["data"]) == ("resnet50", 1, "bfloat16", 3, "01234567")
+    assert (new["model"], new["view"], new["precision"], new["images"], new["data"]) == (
+        "resnet50",
+        1,
+        "bfloat16",
+        3,
+        "01234567",
+    )
     assert new["MB"] == files[1].stat().st_size / 1e6 and old["model"].startswith("unreadable")
     assert load_or_extract(tmp_path, full_key(view=1), pytest.fail).shape == (1000,)
 
@@ -188,7 +237,9 @@ for _ in range(60):
     assert torch.equal(features, torch.full((500,), float(view)))
     clear_cache({str(tmp_path)!r}, keep_bytes=10_000)
 """
-    processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(seed)]) for seed in (1, 2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(seed)]) for seed in (1, 2)
+    ]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     assert sum(size for _, size, _ in cache.kept_files(tmp_path)) <= 10_000
 

@@ -68,7 +68,9 @@ def server(monkeypatch):
     server.daemon_threads = True
     server.routes, server.asked, server.closing = {}, [], threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     monkeypatch.setattr(download, "HYMENOPTERA_URL", f"{server.url}/hymenoptera_data.zip")
     yield server
@@ -104,7 +106,9 @@ def serve_hymenoptera(server, body, *, status=200, headers=None, hang=0):
 
 
 def file_counts(folder):
-    return Counter(path.parent.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return Counter(
+        path.parent.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def assert_nothing_left(tmp_path, root):
@@ -136,7 +140,10 @@ def test_hymenoptera_comes_down_whole(server, tmp_path, capsys, length_given):
 
 
 def test_existing_targets_are_returned_untouched(server, tmp_path):
-    for name, fetch in (("hymenoptera_data", download_hymenoptera), ("manga_facial_expressions", download_manga_faces)):
+    for name, fetch in (
+        ("hymenoptera_data", download_hymenoptera),
+        ("manga_facial_expressions", download_manga_faces),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
         assert fetch(tmp_path) == tmp_path / name
@@ -149,7 +156,12 @@ def test_truncated_body(server, tmp_path):
     serve_hymenoptera(server, body[: len(body) // 2], headers={"Content-Length": str(len(body))})
     with pytest.raises(DownloadError) as error:
         download_hymenoptera(tmp_path / "data")
-    assert_helpful(error, server.url, f"{len(body) // 2} of {len(body)} bytes", tmp_path / "data/hymenoptera_data")
+    assert_helpful(
+        error,
+        server.url,
+        f"{len(body) // 2} of {len(body)} bytes",
+        tmp_path / "data/hymenoptera_data",
+    )
     assert_nothing_left(tmp_path, tmp_path / "data")
     serve_hymenoptera(server, body)
     assert file_counts(download_hymenoptera(tmp_path / "data")) == HYMENOPTERA_COUNTS
@@ -229,13 +241,21 @@ def link(name):
 
 @pytest.mark.parametrize(
     "member",
-    ["../escaped.jpg", "hymenoptera_data/../../../escaped.jpg", "/escaped.jpg", "..\\escaped.jpg", "C:\\escaped.jpg"]
+    [
+        "../escaped.jpg",
+        "hymenoptera_data/../../../escaped.jpg",
+        "/escaped.jpg",
+        "..\\escaped.jpg",
+        "C:\\escaped.jpg",
+    ]
     + [link("hymenoptera_data/train/ants/link.jpg")],
     ids=str,
 )
 def test_unsafe_members_are_refused(server, tmp_path, monkeypatch, member):
     serve_hymenoptera(server, hymenoptera_zip(extra=[(member, "../../../escaped.jpg")]))
-    monkeypatch.setattr(zipfile.ZipFile, "extractall", lambda *_: pytest.fail("something was unpacked"))
+    monkeypatch.setattr(
+        zipfile.ZipFile, "extractall", lambda *_: pytest.fail("something was unpacked")
+    )
     with pytest.raises(UserError, match="unsafe member") as error:
         download_hymenoptera(tmp_path / "data")
     assert error.type is UserError
@@ -243,7 +263,9 @@ def test_unsafe_members_are_refused(server, tmp_path, monkeypatch, member):
 
 
 def test_wrong_counts(server, tmp_path):
-    serve_hymenoptera(server, zip_bytes(HYMENOPTERA_COUNTS | {"val/bees": 82}, top="hymenoptera_data/"))
+    serve_hymenoptera(
+        server, zip_bytes(HYMENOPTERA_COUNTS | {"val/bees": 82}, top="hymenoptera_data/")
+    )
     with pytest.raises(UserError) as error:
         download_hymenoptera(tmp_path / "data")
     assert error.type is UserError
@@ -341,7 +363,11 @@ def kaggle(server, tmp_path_factory, monkeypatch):
 
 def serve_manga(server, body, *, cut=0, hang=0, content_type="application/zip"):
     md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
-    headers = {"Content-Type": content_type, "Accept-Ranges": "bytes", "X-Goog-Hash": f"crc32c=AAAAAA==, md5={md5}"}
+    headers = {
+        "Content-Type": content_type,
+        "Accept-Ranges": "bytes",
+        "X-Goog-Hash": f"crc32c=AAAAAA==, md5={md5}",
+    }
     headers["Content-Length"] = str(len(body))
     server.routes[API_PATH] = (302, {"Location": f"{server.url}/storage/archive.zip"}, b"", 0)
     server.routes["/storage/archive.zip"] = (200, headers, body[: len(body) - cut], hang)
@@ -349,12 +375,16 @@ def serve_manga(server, body, *, cut=0, hang=0, content_type="application/zip"):
 
 @pytest.mark.parametrize("top", ["", "manga/", "a/b/c/"])
 def test_manga_faces_come_down_whole(kaggle, tmp_path, top):
-    extra = [(f"__MACOSX/{top}{name}/._000.jpg", "x") for name in MANGA_FACE_COUNTS] + [(f"{top}sad/.DS_Store", "x")]
+    extra = [(f"__MACOSX/{top}{name}/._000.jpg", "x") for name in MANGA_FACE_COUNTS] + [
+        (f"{top}sad/.DS_Store", "x")
+    ]
     serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS, top=top, extra=extra))
     environment = dict(os.environ)
     target = download_manga_faces(tmp_path / "data")
     assert target == tmp_path / "data" / "manga_facial_expressions"
-    assert {name: len(list((target / name).glob("[!.]*"))) for name in MANGA_FACE_COUNTS} == MANGA_FACE_COUNTS
+    assert {
+        name: len(list((target / name).glob("[!.]*"))) for name in MANGA_FACE_COUNTS
+    } == MANGA_FACE_COUNTS
     assert os.listdir(tmp_path / "data") == ["manga_facial_expressions"]
 
     assert dict(os.environ) == environment
@@ -362,7 +392,11 @@ def test_manga_faces_come_down_whole(kaggle, tmp_path, top):
     (call, archive) = kaggle.asked
     assert (call[:2], archive[:2]) == (("POST", API_PATH), ("GET", "/storage/archive.zip"))
     asked = json.loads(call[2])
-    expected = {"ownerSlug": "mertkkl", "datasetSlug": "manga-facial-expressions", "datasetVersionNumber": 1}
+    expected = {
+        "ownerSlug": "mertkkl",
+        "datasetSlug": "manga-facial-expressions",
+        "datasetVersionNumber": 1,
+    }
     assert {name: asked.get(name) for name in expected} == expected
 
 

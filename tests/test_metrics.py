@@ -32,10 +32,16 @@ def exact_p(b, c):
     return min(1.0, 2 * tail)
 
 
-@given(both=st.integers(0, 9), b=st.integers(0, 30), c=st.integers(0, 30), neither=st.integers(0, 9))
+@given(
+    both=st.integers(0, 9), b=st.integers(0, 30), c=st.integers(0, 30), neither=st.integers(0, 9)
+)
 def test_mcnemar_counts_only_the_images_that_one_alone_gets_right(both, b, c, neither):
-    first = torch.tensor([True] * both + [True] * b + [False] * c + [False] * neither, dtype=torch.bool)
-    second = torch.tensor([True] * both + [False] * b + [True] * c + [False] * neither, dtype=torch.bool)
+    first = torch.tensor(
+        [True] * both + [True] * b + [False] * c + [False] * neither, dtype=torch.bool
+    )
+    second = torch.tensor(
+        [True] * both + [False] * b + [True] * c + [False] * neither, dtype=torch.bool
+    )
     assert mcnemar_p(first, second) == pytest.approx(exact_p(b, c), abs=1e-12)
     assert mcnemar_p(first, second) == mcnemar_p(second, first)
 
@@ -45,20 +51,33 @@ def test_mcnemar_by_hand():
     assert mcnemar_p(five, one) == pytest.approx(2 * (1 + 6) / 64)
 
 
-@pytest.mark.parametrize(("correct", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)])
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
+)
 def test_wilson_from_the_tables(correct, n, low, high):
     assert accuracy_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
     assert all(type(end) is float for end in accuracy_interval(correct, n))
 
 
-@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005], [0.2], [0.5, 0.5, 0.9], [0.0, 1.0, 0.02, 0.02, 0.03]])
+@pytest.mark.parametrize(
+    "p_values", [[0.01, 0.04, 0.03, 0.005], [0.2], [0.5, 0.5, 0.9], [0.0, 1.0, 0.02, 0.02, 0.03]]
+)
 def test_holm_is_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_verdicts_are_those_of_holms_adjusted_values():
-    tests = [{"p": 0.03, "difference": 0.1}, {"p": 0.01, "difference": -0.1}, {"p": 0.04, "difference": 0.2}]
-    assert verdicts(tests) == [(0.06, "indistinguishable"), (0.03, "worse"), (0.06, "indistinguishable")]
+    tests = [
+        {"p": 0.03, "difference": 0.1},
+        {"p": 0.01, "difference": -0.1},
+        {"p": 0.04, "difference": 0.2},
+    ]
+    assert verdicts(tests) == [
+        (0.06, "indistinguishable"),
+        (0.03, "worse"),
+        (0.06, "indistinguishable"),
+    ]
     assert verdicts(tests[:1]) == [(0.03, "better")]
     assert verdicts([]) == []
 
@@ -68,23 +87,33 @@ def test_the_corrected_test_is_students_where_training_sets_do_not_overlap():
     found, expected = corrected_resampled_t(differences, 0), stats.ttest_1samp(differences, 0)
     assert found["p"] == pytest.approx(expected.pvalue)
     assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval()))
-    corrected = corrected_resampled_t(differences, 1 / 4)  # 5 folds: Nadeau & Bengio's factor (1/25 + 1/4) instead of 1/25
+    corrected = corrected_resampled_t(
+        differences, 1 / 4
+    )  # 5 folds: Nadeau & Bengio's factor (1/25 + 1/4) instead of 1/25
     assert corrected["error"] == pytest.approx(found["error"] * np.sqrt((1 / 25 + 1 / 4) * 25))
     assert corrected["p"] > found["p"] and corrected_resampled_t([0.0, 0.0], 1)["p"] == 1
 
 
 def test_equal_classifiers_are_rarely_called_different():
     random, rejected = np.random.default_rng(0), 0
-    for _ in range(300):  # 5 x 5 folds of 100 images; an image that one classifier gets right stays so over repeats
+    for _ in range(
+        300
+    ):  # 5 x 5 folds of 100 images; an image that one classifier gets right stays so over repeats
         gains = random.integers(-1, 2, 100)
-        folds = [gains[part].mean() for _ in range(5) for part in np.array_split(random.permutation(100), 5)]
+        folds = [
+            gains[part].mean()
+            for _ in range(5)
+            for part in np.array_split(random.permutation(100), 5)
+        ]
         rejected += corrected_resampled_t(folds, 1 / 4)["p"] < 0.05
     assert rejected / 300 <= 0.08
 
 
 def test_the_detectable_difference_is_found_four_times_in_five():
     error, folds = 0.02, 25
-    power = TTestPower().power(detectable_difference(error, folds) / (error * np.sqrt(folds)), folds, 0.05)
+    power = TTestPower().power(
+        detectable_difference(error, folds) / (error * np.sqrt(folds)), folds, 0.05
+    )
     assert power == pytest.approx(0.8, abs=0.01)
     assert images_needed(400, 0.04, 0.02) == 1600
 
@@ -100,18 +129,25 @@ def test_bootstrap_intervals_cover():
 def test_the_interval_of_macro_f1_lies_around_scikit_learns():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 200)
-    predicted = np.stack([np.where(random.random(200) < 0.6, labels, random.integers(0, 4, 200)) for _ in range(3)])
+    predicted = np.stack(
+        [np.where(random.random(200) < 0.6, labels, random.integers(0, 4, 200)) for _ in range(3)]
+    )
     low, high = macro_f1_interval(labels, predicted)
     mean = np.mean([f1_score(labels, one, average="macro") for one in predicted])
     assert low < mean < high and 0.03 < high - low < 0.2
     once = macro_f1_interval(labels, predicted[:1], count=50)
     counts = np.random.default_rng(0).multinomial(200, np.full(200, 1 / 200), size=50)
     samples = [np.repeat(np.arange(200), count) for count in counts]
-    expected = [f1_score(labels[one], predicted[0][one], average="macro", labels=range(4), zero_division=0) for one in samples]
+    expected = [
+        f1_score(labels[one], predicted[0][one], average="macro", labels=range(4), zero_division=0)
+        for one in samples
+    ]
     assert once == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-5)
 
 
 def test_calibration_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 1, 0, 1])  # by confidence: 0.6 right, 0.7 right | 0.8 wrong, 0.9 right
-    assert calibration_error(probabilities, labels, bins=2) == pytest.approx((abs(0.65 - 1) + abs(0.85 - 0.5)) / 2)
+    assert calibration_error(probabilities, labels, bins=2) == pytest.approx(
+        (abs(0.65 - 1) + abs(0.85 - 0.5)) / 2
+    )

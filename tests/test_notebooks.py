@@ -18,7 +18,16 @@ from transferlab.techniques import FROZEN, summarise_techniques
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
-PARAMETERS = ["data_dir", "weights", "epochs", "views", "seed", "out_dir", "cache_dir", "mount_drive"]
+PARAMETERS = [
+    "data_dir",
+    "weights",
+    "epochs",
+    "views",
+    "seed",
+    "out_dir",
+    "cache_dir",
+    "mount_drive",
+]
 
 
 def cell(notebook, cell_id):
@@ -28,7 +37,10 @@ def cell(notebook, cell_id):
 def run_alone(notebook, image_folder, folder, monkeypatch, *, stubs=None):
     """Runs a copy in `folder`, every import of transferlab refused -> the executed notebook."""
     stub_root = folder / "stubs"
-    for name, source in {"transferlab": "raise ImportError('a notebook must not need it')", **(stubs or {})}.items():
+    for name, source in {
+        "transferlab": "raise ImportError('a notebook must not need it')",
+        **(stubs or {}),
+    }.items():
         (stub_root / name).mkdir(parents=True)
         (stub_root / name / "__init__.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(stub_root))
@@ -37,12 +49,24 @@ def run_alone(notebook, image_folder, folder, monkeypatch, *, stubs=None):
     shutil.copy(notebook, alone)
     parameters = {"data_dir": str(image_folder), "weights": "none", "epochs": 2, "views": 1}
     copy = folder / "executed.ipynb"
-    papermill.execute_notebook(str(alone / notebook.name), str(copy), parameters=parameters, progress_bar=False, cwd=str(alone))
+    papermill.execute_notebook(
+        str(alone / notebook.name),
+        str(copy),
+        parameters=parameters,
+        progress_bar=False,
+        cwd=str(alone),
+    )
     return alone, nbformat.read(copy, as_version=4)
 
 
 def printed(executed):
-    return "".join(o.text for c in executed.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream")
+    return "".join(
+        o.text
+        for c in executed.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+        if o.output_type == "stream"
+    )
 
 
 def check_files(alone, models):
@@ -50,9 +74,16 @@ def check_files(alone, models):
         (summary,) = (alone / "result").glob(f"{model}_summary_*.json")
         values = json.loads(summary.read_text())
         assert values["frozen_hash_before"] == values["frozen_hash_after"]
-        assert values["weights"]["kind"] == "random" and values["epochs_run"] == 2 and values["n_val"] == 5
+        assert (
+            values["weights"]["kind"] == "random"
+            and values["epochs_run"] == 2
+            and values["n_val"] == 5
+        )
         assert len(list((alone / "result").glob(f"{model}_results_*.csv"))) == 1
-        assert {p.suffix for p in (alone / "model").glob(f"{model}_best_*")} == {".json", ".safetensors"}
+        assert {p.suffix for p in (alone / "model").glob(f"{model}_best_*")} == {
+            ".json",
+            ".safetensors",
+        }
 
 
 def test_there_are_three():
@@ -63,8 +94,12 @@ def test_there_are_three():
 def test_structure(notebook):
     code = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     assert "parameters" in code[1].metadata.tags
-    assert [target.id for node in ast.parse(code[1].source).body for target in node.targets] == PARAMETERS
-    assert all(isinstance(node.value, ast.Constant) for node in ast.parse(code[1].source).body)  # no derived value
+    assert [
+        target.id for node in ast.parse(code[1].source).body for target in node.targets
+    ] == PARAMETERS
+    assert all(
+        isinstance(node.value, ast.Constant) for node in ast.parse(code[1].source).body
+    )  # no derived value
     assert not any("import transferlab" in c.source or "from transferlab" in c.source for c in code)
     assert "widgets" not in nbformat.read(notebook, as_version=4).metadata
 
@@ -82,8 +117,12 @@ def test_drive_is_mounted_where_asked(notebook, mount, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
     monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace())
     space = {
-        "mount_drive": mount, "out_dir": ".", "prepare_out_dir": prepared.append, "warnings": types.SimpleNamespace(),
-        "choose_device": lambda: types.SimpleNamespace(type="cpu"), "choose_precision": str,
+        "mount_drive": mount,
+        "out_dir": ".",
+        "prepare_out_dir": prepared.append,
+        "warnings": types.SimpleNamespace(),
+        "choose_device": lambda: types.SimpleNamespace(type="cpu"),
+        "choose_precision": str,
         "torch": types.SimpleNamespace(__version__=""),
     }
     exec(cell(notebook, "setup-end").source, space)
@@ -105,7 +144,9 @@ def test_01_alone_as_in_colab(image_folder, tmp_path, monkeypatch):
 def test_02_alone_trains_resnet50_itself(image_folder, tmp_path, monkeypatch):
     alone, executed = run_alone(NOTEBOOKS[1], image_folder, tmp_path, monkeypatch)
     check_files(alone, ["densenet121", "resnet50"])
-    assert "no matching run of resnet50" in printed(executed) and "exact McNemar p" in printed(executed)
+    assert "no matching run of resnet50" in printed(executed) and "exact McNemar p" in printed(
+        executed
+    )
     assert len(list((alone / "img").glob("training_results_*.png"))) == 1
 
 
@@ -117,33 +158,77 @@ def test_03_alone(image_folder, tmp_path, monkeypatch):
     assert len(list((alone / "img").glob("training_results_*.png"))) == 1
 
 
-@pytest.mark.parametrize("digest, weights, found", [("d", "w", True), ("other", "w", False), ("d", "other", False)])
-def test_03_reads_techniques_of_its_own_images_and_weights(digest, weights, found, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "digest, weights, found", [("d", "w", True), ("other", "w", False), ("d", "other", False)]
+)
+def test_03_reads_techniques_of_its_own_images_and_weights(
+    digest, weights, found, tmp_path, capsys
+):
     folder, shown = tmp_path / "result/benchmarks", []
     folder.mkdir(parents=True)
-    names = {"dataset": "ants", "model": "lite", "fold": 0, "n": 20, "macro_f1": 0.5, "seconds": 1.0, "trainable": 1234}
-    rows = [names | {"kind": kind, "technique": "linear probe", "correct": k} for kind, k in (("frozen", 15), ("tuned", 10))]
-    rows += [row | {"dataset": "faces", "correct": 1} for row in rows]  # in the same file, but not these images
+    names = {
+        "dataset": "ants",
+        "model": "lite",
+        "fold": 0,
+        "n": 20,
+        "macro_f1": 0.5,
+        "seconds": 1.0,
+        "trainable": 1234,
+    }
+    rows = [
+        names | {"kind": kind, "technique": "linear probe", "correct": k}
+        for kind, k in (("frozen", 15), ("tuned", 10))
+    ]
+    rows += [
+        row | {"dataset": "faces", "correct": 1} for row in rows
+    ]  # in the same file, but not these images
     pd.DataFrame(rows).to_csv(folder / "techniques_20260101_000000.csv", index=False)
-    infos = {"lite": {"sha256": "w", "source": "made up"}, "not run here": {"sha256": "x", "source": "s"}}
+    infos = {
+        "lite": {"sha256": "w", "source": "made up"},
+        "not run here": {"sha256": "x", "source": "s"},
+    }
     described = {"data": {"ants": "d", "faces": "f"}, "weights": infos}
-    described |= {"folds": 1, "processor": "p", "settings": {"epochs": 30}, "epochs": 10, "size": 112}
+    described |= {
+        "folds": 1,
+        "processor": "p",
+        "settings": {"epochs": 30},
+        "epochs": 10,
+        "size": 112,
+    }
     (folder / "techniques_20260101_000000.json").write_text(json.dumps(described))
-    pd.DataFrame(rows[1:2]).assign(correct=12).to_csv(folder / "techniques_gpu_20260101_000000.csv", index=False)
+    pd.DataFrame(rows[1:2]).assign(correct=12).to_csv(
+        folder / "techniques_gpu_20260101_000000.csv", index=False
+    )
     of_gpu = described | {"processor": "a GPU", "processes": 9}
     (folder / "techniques_gpu_20260101_000000.json").write_text(json.dumps(of_gpu))
     space = {
-        "FROZEN": FROZEN, "out_dir": tmp_path, "json": json, "pd": pd, "plt": types.SimpleNamespace(show=lambda: None),
+        "FROZEN": FROZEN,
+        "out_dir": tmp_path,
+        "json": json,
+        "pd": pd,
+        "plt": types.SimpleNamespace(show=lambda: None),
         "image_set": types.SimpleNamespace(digest=digest, name="ants"),
         "summaries": [{"model": "lite", "weights": {"sha256": weights}}],
-        "summarise_techniques": summarise_techniques, "plot_techniques": lambda summary, title: shown.append((summary, title)),
+        "summarise_techniques": summarise_techniques,
+        "plot_techniques": lambda summary, title: shown.append((summary, title)),
     }
     exec(cell(NOTEBOOKS[2], "technique-results").source, space)
     text = capsys.readouterr().out
-    assert ("lite: made up" in text and "75.0 [" in text and "50.0 [" in text and "1234" in text) == found
+    assert (
+        "lite: made up" in text and "75.0 [" in text and "50.0 [" in text and "1234" in text
+    ) == found
     gpu = text.partition("a GPU")[2]  # where techniques were tuned only, and many at once
-    assert ("60.0 [" in gpu) == found and "seconds" not in gpu and "frozen" not in gpu and "not run here" not in text
-    assert ("skipped" in text) != found and len(shown) == found and "5.0 [" not in text.replace("75.0 [", "")
+    assert (
+        ("60.0 [" in gpu) == found
+        and "seconds" not in gpu
+        and "frozen" not in gpu
+        and "not run here" not in text
+    )
+    assert (
+        ("skipped" in text) != found
+        and len(shown) == found
+        and "5.0 [" not in text.replace("75.0 [", "")
+    )
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ from transferlab.errors import UserError
 from transferlab.views import Views, anime_views
 
 TINY = "test_resnet.r160_in1k"
-SAME = v2.Compose([v2.Resize((32, 32))])  # of images of that size: nothing, for Pillow and for tensors alike
+SAME = v2.Compose(
+    [v2.Resize((32, 32))]
+)  # of images of that size: nothing, for Pillow and for tensors alike
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,9 @@ def faces(tmp_path_factory):
         (folder / str(corners)).mkdir()
         for i in range(8):
             image = Image.new("RGB", (32, 32), (30 * i, 20 * corners, 90))
-            ImageDraw.Draw(image).regular_polygon((16, 16, 12), corners, rotation=11 * i, fill="white")
+            ImageDraw.Draw(image).regular_polygon(
+                (16, 16, 12), corners, rotation=11 * i, fill="white"
+            )
             image.save(folder / str(corners) / f"{i}.png")
     return folder
 
@@ -45,7 +49,10 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_file(timm.create_model(TINY, zero_init_last=False).state_dict(), folder / f"{TINY}.safetensors")
+        save_file(
+            timm.create_model(TINY, zero_init_last=False).state_dict(),
+            folder / f"{TINY}.safetensors",
+        )
     return folder
 
 
@@ -56,7 +63,11 @@ def task_of(system, faces, weights, views, **settings):
 
 def run_system(system, task, monkeypatch):
     """Runs a system in this process in fp32 -> Record, checked as the benchmark checks it; skips where a library is missing."""
-    missing = [library for library, version in peers.library_versions(peers.SYSTEMS[system][0]).items() if version is None]
+    missing = [
+        library
+        for library, version in peers.library_versions(peers.SYSTEMS[system][0]).items()
+        if version is None
+    ]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
     module, function = peers.SYSTEMS[system]
@@ -73,14 +84,24 @@ def run_system(system, task, monkeypatch):
 def losses_by_hand(task):
     """Validation losses of full-batch Adam on the features of a model in eval mode, without any of the code under test."""
     model = timm.create_model(TINY)
-    model.load_state_dict(importlib.import_module("safetensors.torch").load_file(task.weights / f"{TINY}.safetensors"))
+    model.load_state_dict(
+        importlib.import_module("safetensors.torch").load_file(task.weights / f"{TINY}.safetensors")
+    )
     head = make_head(model.num_features, 3, hidden=8, dropout=0.0, seed=task.seed)
-    folder = ImageFolder(task.folder, v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]))
+    folder = ImageFolder(
+        task.folder, v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    )
     images, labels = torch.stack([image for image, _ in folder]), torch.tensor(folder.targets)
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        x = model.eval().forward_head(model.forward_features((images - mean) / std), pre_logits=True)
-    optimizer, losses, split = torch.optim.Adam(head.parameters(), lr=task.settings["lr"]), [], split_study(labels)
+        x = model.eval().forward_head(
+            model.forward_features((images - mean) / std), pre_logits=True
+        )
+    optimizer, losses, split = (
+        torch.optim.Adam(head.parameters(), lr=task.settings["lr"]),
+        [],
+        split_study(labels),
+    )
     for _ in range(task.settings["epochs"]):
         optimizer.zero_grad()
         F.cross_entropy(head(x[split["train"]]), labels[split["train"]]).backward()
@@ -101,7 +122,9 @@ def test_every_system_trains_the_same_head(system, faces, weights, monkeypatch):
 @pytest.mark.parametrize("system", peers.SYSTEMS)
 def test_every_system_takes_the_studys_views_and_batches(system, faces, weights, monkeypatch):
     """The last batch is smaller (16 = 3 x 5 + 1) and is not dropped; no bit of the backbone changes: `record.check`."""
-    record = run_system(system, task_of(system, faces, weights, anime_views(32), batch_size=5), monkeypatch)
+    record = run_system(
+        system, task_of(system, faces, weights, anime_views(32), batch_size=5), monkeypatch
+    )
     assert len(record.rows) == 2 and all(0 <= row["val_acc"] <= 1 for row in record.rows)
 
 
@@ -119,20 +142,28 @@ def test_resizing_once_changes_no_pixel(faces, weights):
 
 def test_a_run_that_did_something_else_is_no_measurement(faces, weights):
     record = Record()
-    backbone, head = common.frozen_backbone(task_of("study", faces, weights, anime_views(32)), record)
+    backbone, head = common.frozen_backbone(
+        task_of("study", faces, weights, anime_views(32)), record
+    )
     head(torch.zeros(15, head[0].in_features))
     record.epoch(1.0, 0.5)
     with pytest.raises(RuntimeError, match="15 images and validated 0, not 16 and 8"):
         record.check(16, 8)
     record.rows = []
     record.check(16, 8)
-    next(buffer for name, buffer in backbone.named_buffers() if name.endswith("running_mean")).add_(1e-6)
+    next(buffer for name, buffer in backbone.named_buffers() if name.endswith("running_mean")).add_(
+        1e-6
+    )
     with pytest.raises(RuntimeError, match="not frozen"):
         record.check(16, 8)
 
 
 def test_early_stopping_restores_the_best_weights(monkeypatch):
-    losses, head, record = iter([3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 2.3, 1.0]), torch.nn.Linear(1, 1), Record()
+    losses, head, record = (
+        iter([3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 2.3, 1.0]),
+        torch.nn.Linear(1, 1),
+        Record(),
+    )
     seen = []
 
     def train_epoch(forward, head, *rest):
@@ -143,13 +174,23 @@ def test_early_stopping_restores_the_best_weights(monkeypatch):
     monkeypatch.setattr(plain_loop, "train_epoch", train_epoch)
     monkeypatch.setattr(plain_loop, "validate", lambda *rest: (next(losses), 0.5))
     settings = peers.settings_of("study_early", 30)
-    plain_loop.train(None, head, {"train": 0, "val": 0}, Task(*[None] * 4, settings, 0), record, "cpu")
+    plain_loop.train(
+        None, head, {"train": 0, "val": 0}, Task(*[None] * 4, settings, 0), record, "cpu"
+    )
     assert len(record.rows) == 7 and head.weight.item() == 1
 
 
 def found_in(ends, tail=1.0, **more):
-    rows = [{"val_loss": 5 - i, "val_acc": i / 10, "seen": 16, "evaluated": 10, "end": end} for i, end in enumerate(ends)]
-    return {"seconds": ends[-1] + tail, "seconds_total": ends[-1] + tail + 6, "rows": rows, "peak_memory_mb": 900.0} | more
+    rows = [
+        {"val_loss": 5 - i, "val_acc": i / 10, "seen": 16, "evaluated": 10, "end": end}
+        for i, end in enumerate(ends)
+    ]
+    return {
+        "seconds": ends[-1] + tail,
+        "seconds_total": ends[-1] + tail + 6,
+        "rows": rows,
+        "peak_memory_mb": 900.0,
+    } | more
 
 
 def test_a_short_round_is_reckoned_from_its_epochs():
@@ -157,10 +198,16 @@ def test_a_short_round_is_reckoned_from_its_epochs():
     assert peers.reckon([10, 12, 14, 21], 22, 30) == 10 + 29 * 2 + 1
     whole = found_in([10.0 + 2 * i for i in range(30)])
     assert peers.disagreement(whole) == pytest.approx(0)
-    slower_later = found_in([10.0 + 2 * i for i in range(15)] + [38.0 + 4 * i for i in range(1, 16)])
+    slower_later = found_in(
+        [10.0 + 2 * i for i in range(15)] + [38.0 + 4 * i for i in range(1, 16)]
+    )
     assert peers.disagreement(slower_later) == pytest.approx(69 / 99 - 1)
     short = peers.make_row("study", 1, "short", found_in([10, 12, 14, 16]), 30)
-    assert short["seconds"] == 69 and short["seconds_total"] == 75 and short["epochs"] == short["views"] == 30
+    assert (
+        short["seconds"] == 69
+        and short["seconds_total"] == 75
+        and short["epochs"] == short["views"] == 30
+    )
     assert short["best_epoch_accuracy"] is None
     early = peers.make_row("study_early", 1, "short", found_in([10, 12, 14, 16]), 30)
     assert early["seconds"] == 17 and early["epochs"] == 4
@@ -176,8 +223,17 @@ def test_an_accuracy_in_fp32_is_the_count_it_stands_for():
 
 
 def test_ratios_are_medians_of_the_rounds():
-    seconds = {"study": [30, 50, 44], "ours_default": [10, 10, 11], "fastai": [50, 20, 60], "hf": [20, 30, 33]}
-    rows = [(name, number, 30, value) for name, values in seconds.items() for number, value in enumerate(values)]
+    seconds = {
+        "study": [30, 50, 44],
+        "ours_default": [10, 10, 11],
+        "fastai": [50, 20, 60],
+        "hf": [20, 30, 33],
+    }
+    rows = [
+        (name, number, 30, value)
+        for name, values in seconds.items()
+        for number, value in enumerate(values)
+    ]
     table = pd.DataFrame(rows, columns=["system", "round", "epochs", "seconds"])
     assert peers.ratio_of(table, ("study",), "ours_default") == (4, 3)
     assert peers.ratio_of(table, ("fastai", "lightning", "hf"), "ours_default") == (2, 3)
@@ -210,37 +266,65 @@ def test_what_finished_is_not_run_again(arguments, tmp_path, monkeypatch, capsys
         peers.main(arguments)
     assert not list(tmp_path.glob("result/benchmarks/*.csv"))
     assert peers.main(arguments) == 0
-    again = {("ours_early", 0): 2, ("ours_default", 1): 2}  # the interrupted one, the one that failed
+    again = {
+        ("ours_early", 0): 2,
+        ("ours_default", 1): 2,
+    }  # the interrupted one, the one that failed
     assert {key: measured.count(key) for key in measured if measured.count(key) > 1} == again
-    assert measured[-1] == ("ours_default", 1) and measured[4:6] == [("ours_default", 1), ("ours_early", 1)]  # rotated
+    assert measured[-1] == ("ours_default", 1) and measured[4:6] == [
+        ("ours_default", 1),
+        ("ours_early", 1),
+    ]  # rotated
     table = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv")))
-    assert list(table.columns) == peers.COLUMNS and len(table) == 6 and set(table["kind"]) == {"full", "short"}
+    assert (
+        list(table.columns) == peers.COLUMNS
+        and len(table) == 6
+        and set(table["kind"]) == {"full", "short"}
+    )
     facts = json.loads(next(tmp_path.glob("result/benchmarks/peers_*.json")).read_text())
     assert set(facts["left_out"]) == set(peers.SYSTEMS) - set(systems)
-    assert facts["weights"]["kind"] == "file" and len(facts["runs"]) == 6 and facts["machine"]["threads"]
-    assert list(tmp_path.glob("img/peers_*.png")) and not list(tmp_path.glob("result/benchmarks/peers_unfinished/*/*"))
+    assert (
+        facts["weights"]["kind"] == "file"
+        and len(facts["runs"]) == 6
+        and facts["machine"]["threads"]
+    )
+    assert list(tmp_path.glob("img/peers_*.png")) and not list(
+        tmp_path.glob("result/benchmarks/peers_unfinished/*/*")
+    )
     assert "study / ours_default: 1.00 (median of 2)" in capsys.readouterr().out
 
 
 def test_a_system_in_a_process_of_its_own(arguments, tmp_path, capsys):
     assert peers.main([*arguments, "--rounds", "1", "--full", "--systems", "ours_early"]) == 0
     row = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv"))).iloc[0]
-    assert row.system == "ours_early" and row.seconds < row.seconds_total and row.peak_memory_mb > 100
+    assert (
+        row.system == "ours_early" and row.seconds < row.seconds_total and row.peak_memory_mb > 100
+    )
     assert 0 <= row.best_epoch_accuracy <= 1 and "ours_early" in capsys.readouterr().out
 
 
 def test_a_process_is_watched_to_its_end():
     code = "import sys, time; kept = bytearray(80_000_000); time.sleep(0.5); print('done'); sys.exit('no more')"
     watched = run_watched([sys.executable, "-c", code])
-    assert (watched.code, watched.stdout, watched.stderr) == (1, "done\n", "no more\n") and watched.peak_mb > 80
+    assert (watched.code, watched.stdout, watched.stderr) == (
+        1,
+        "done\n",
+        "no more\n",
+    ) and watched.peak_mb > 80
 
 
 def test_a_crash_is_one_line(arguments, monkeypatch):
-    crashed = Watched(1, "", "Traceback (most recent call last):\n  ...\nRuntimeError: the cause\n", 0.0, 1.0)
+    crashed = Watched(
+        1, "", "Traceback (most recent call last):\n  ...\nRuntimeError: the cause\n", 0.0, 1.0
+    )
     monkeypatch.setattr(peers, "run_watched", lambda *rest, **options: crashed)
-    with pytest.raises(UserError, match="^hf failed in round 2 with exit code 1: RuntimeError: the cause$"):
+    with pytest.raises(
+        UserError, match="^hf failed in round 2 with exit code 1: RuntimeError: the cause$"
+    ):
         peers.measure("hf", 2, "full", peers.parse(arguments))
-    monkeypatch.setattr(peers, "run_watched", lambda *rest, **options: crashed._replace(code=0, stdout="no JSON"))
+    monkeypatch.setattr(
+        peers, "run_watched", lambda *rest, **options: crashed._replace(code=0, stdout="no JSON")
+    )
     with pytest.raises(UserError, match="exit code 0"):
         peers.measure("hf", 2, "full", peers.parse(arguments))
 
@@ -252,7 +336,14 @@ def test_what_cannot_be_measured_is_said_at_once(arguments, faces, tmp_path, mon
         peers.main([*arguments, "--weights", "none"])
     with pytest.raises(UserError, match="no image folder"):
         peers.main([*arguments, "--data", str(tmp_path / "nowhere")])
-    monkeypatch.setattr(peers, "library_versions", lambda module: {"fastai": None} if module == "with_fastai" else {})
+    monkeypatch.setattr(
+        peers,
+        "library_versions",
+        lambda module: {"fastai": None} if module == "with_fastai" else {},
+    )
     with pytest.raises(UserError, match="no system is left"):
         peers.main([*arguments, "--systems", "fastai"])
-    assert 'left out: fastai (fastai is not installed: pip install -e ".[bench]" in a clone)' in capsys.readouterr().out
+    assert (
+        'left out: fastai (fastai is not installed: pip install -e ".[bench]" in a clone)'
+        in capsys.readouterr().out
+    )

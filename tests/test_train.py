@@ -17,7 +17,10 @@ from transferlab.views import render_view
 
 def toy(seed=0, n=40, d=6, classes=3):
     generator = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(n, d, generator=generator), torch.randint(0, classes, (n,), generator=generator)
+    x, y = (
+        torch.randn(n, d, generator=generator),
+        torch.randint(0, classes, (n,), generator=generator),
+    )
     return x, y, make_head(d, classes, hidden=16, seed=seed)
 
 
@@ -41,14 +44,20 @@ def test_kept_features_end_with_the_ordinary_loops_weights(study, epochs):
     orders = [torch.randperm(len(index), generator=shuffle) for _ in range(epochs)]
 
     def fresh_view(epoch, chosen):
-        return render_view(study.image_set, study.views.train, view=1 + epoch, seed=1, indices=index[chosen])
+        return render_view(
+            study.image_set, study.views.train, view=1 + epoch, seed=1, indices=index[chosen]
+        )
 
     torch.manual_seed(0)
-    optimizer = torch.optim.Adam(ordinary.parameters(), lr=1e-2, fused=True)  # the same kernel, so the same rounding
+    optimizer = torch.optim.Adam(
+        ordinary.parameters(), lr=1e-2, fused=True
+    )  # the same kernel, so the same rounding
     for epoch, order in enumerate(orders):
         for batch in order.split(4):
             with torch.no_grad():
-                features = lower(fresh_view(epoch, batch).contiguous(memory_format=torch.channels_last))
+                features = lower(
+                    fresh_view(epoch, batch).contiguous(memory_format=torch.channels_last)
+                )
             ordinary.train()
             loss = F.cross_entropy(ordinary(features), labels[batch])
             optimizer.zero_grad()
@@ -60,12 +69,31 @@ def test_kept_features_end_with_the_ordinary_loops_weights(study, epochs):
         features = extract(lower, blocks, device=torch.device("cpu"), precision=torch.float32)
         return features[orders[epoch].argsort()]
 
-    clean = extract(lower, render_view(study.image_set, study.views.val, view=0, seed=1, indices=index),
-                    device=torch.device("cpu"), precision=torch.float32)
+    clean = extract(
+        lower,
+        render_view(study.image_set, study.views.val, view=0, seed=1, indices=index),
+        device=torch.device("cpu"),
+        precision=torch.float32,
+    )
     # The best epoch's weights are restored, so the last is made the best: validation on what is being learnt, no patience.
-    result = train(head, kept, labels, clean, labels, clean_x=clean, epochs=epochs, patience=0, batch_size=4, lr=1e-2, seed=0)
+    result = train(
+        head,
+        kept,
+        labels,
+        clean,
+        labels,
+        clean_x=clean,
+        epochs=epochs,
+        patience=0,
+        batch_size=4,
+        lr=1e-2,
+        seed=0,
+    )
     if result.best_epoch == epochs:
-        assert all(torch.equal(a, b) for a, b in zip(ordinary.state_dict().values(), head.state_dict().values()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(ordinary.state_dict().values(), head.state_dict().values())
+        )
     else:
         pytest.fail("the last epoch must be the best for this comparison: choose another seed")
     assert state_hash(lower) == before
@@ -99,9 +127,12 @@ class Scripted(nn.Module):
 @pytest.mark.parametrize(
     ("losses", "patience", "best", "epochs"),
     [
-        ([0.9, 0.8, 0.7, 0.71, 0.72, 0.73], 3, 3, 6), ([0.9, 0.5, 0.5, 0.5, 0.5, 0.4], 3, 2, 5),
-            ([0.5, 0.6, 0.4, 0.6, 0.6, 0.6], 2, 3, 5),
-        ([0.9, 0.8, 0.7], 5, 3, 3), ([0.1, 0.2, 0.3, 0.4], 0, 1, 4), ([0.5, 0.5, 0.4, 0.3], 1, 1, 2),
+        ([0.9, 0.8, 0.7, 0.71, 0.72, 0.73], 3, 3, 6),
+        ([0.9, 0.5, 0.5, 0.5, 0.5, 0.4], 3, 2, 5),
+        ([0.5, 0.6, 0.4, 0.6, 0.6, 0.6], 2, 3, 5),
+        ([0.9, 0.8, 0.7], 5, 3, 3),
+        ([0.1, 0.2, 0.3, 0.4], 0, 1, 4),
+        ([0.5, 0.5, 0.4, 0.3], 1, 1, 2),
     ],
 )
 def test_the_best_is_the_lowest_loss_the_earliest_on_ties(losses, patience, best, epochs):
@@ -109,25 +140,45 @@ def test_the_best_is_the_lowest_loss_the_earliest_on_ties(losses, patience, best
     x, y = torch.ones(6, 1), torch.tensor([0, 0, 0, 1, 0, 0])
     weights = []
     view_of = lambda epoch: weights.append(model.weight.item()) or x  # noqa: E731 - records the weight before each epoch
-    result = train(model, view_of, y, x[:1], y[:1], clean_x=x, epochs=len(losses), patience=patience, batch_size=2)
+    result = train(
+        model,
+        view_of,
+        y,
+        x[:1],
+        y[:1],
+        clean_x=x,
+        epochs=len(losses),
+        patience=patience,
+        batch_size=2,
+    )
     assert (result.best_epoch, len(result.history)) == (best, epochs)
     if best < epochs:
-        assert model.weight.item() == weights[best]  # as it stood after the best epoch, before the next
+        assert (
+            model.weight.item() == weights[best]
+        )  # as it stood after the best epoch, before the next
     assert result.history[best - 1]["val_loss"] == pytest.approx(min(losses[:epochs]), rel=1e-5)
-    assert [list(row) for row in result.history] == [HISTORY_COLUMNS] * epochs and result.history[-1]["epoch"] == epochs
+    assert [list(row) for row in result.history] == [HISTORY_COLUMNS] * epochs and result.history[
+        -1
+    ]["epoch"] == epochs
 
 
 def test_same_seed_same_numbers_and_clean_accuracy_is_without_dropout():
     x, y, head = toy()
     heads = [copy.deepcopy(head) for _ in range(3)]
-    results = [run(h, x, y, x[:9], y[:9], epochs=3, seed=s, batch_size=7) for h, s in zip(heads, (5, 5, 6))]
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in results]
+    results = [
+        run(h, x, y, x[:9], y[:9], epochs=3, seed=s, batch_size=7) for h, s in zip(heads, (5, 5, 6))
+    ]
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in results
+    ]
     assert rows[0] == rows[1] != rows[2]
     assert state_hash(heads[0]) == state_hash(heads[1]) != state_hash(heads[2])
     one = copy.deepcopy(head)
     row = run(one, x, y, x[:9], y[:9], epochs=1, seed=5, batch_size=7).history[0]
     with torch.inference_mode():
-        assert row["train_acc_clean"] == pytest.approx((one.eval()(x).argmax(1) == y).double().mean().item())
+        assert row["train_acc_clean"] == pytest.approx(
+            (one.eval()(x).argmax(1) == y).double().mean().item()
+        )
 
 
 def test_the_mean_loss_counts_images_not_batches():
@@ -136,7 +187,10 @@ def test_the_mean_loss_counts_images_not_batches():
     expected = F.cross_entropy(head(x), y).item()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.0)
     loss, accuracy = train_one_epoch(head, optimizer, x, y, torch.arange(10), batch_size=4)
-    assert loss == pytest.approx(expected, rel=1e-5) and accuracy == (head(x).argmax(1) == y).double().mean().item()
+    assert (
+        loss == pytest.approx(expected, rel=1e-5)
+        and accuracy == (head(x).argmax(1) == y).double().mean().item()
+    )
 
 
 def test_what_is_frozen_above_stays():
@@ -151,7 +205,9 @@ def test_a_loss_that_is_no_number_names_epoch_and_cause():
     x, y, head = toy()
     with pytest.raises(UserError, match="epoch 1: .*features hold NaN or infinity"):
         run(head, torch.full_like(x, float("nan")), y, x, y)
-    with pytest.raises(UserError, match="epoch [0-9]+: .*learning rate 1e\\+30 is probably too high"):
+    with pytest.raises(
+        UserError, match="epoch [0-9]+: .*learning rate 1e\\+30 is probably too high"
+    ):
         run(toy()[2], x, y, x, y, lr=1e30)
     with pytest.raises(UserError, match="epochs is 0"):
         run(toy()[2], x, y, x, y, epochs=0)
@@ -160,7 +216,9 @@ def test_a_loss_that_is_no_number_names_epoch_and_cause():
 @pytest.mark.parametrize("where", ["val_x", "clean_x"])
 def test_features_that_are_no_numbers_are_found_wherever_they_are(where):
     x, y, head = toy()
-    parts = {"val_x": x, "clean_x": x} | {where: torch.where(torch.arange(len(x))[:, None] == 3, torch.inf, x)}
+    parts = {"val_x": x, "clean_x": x} | {
+        where: torch.where(torch.arange(len(x))[:, None] == 3, torch.inf, x)
+    }
     with pytest.raises(UserError, match="epoch 1: .*features hold NaN or infinity"):
         train(head, lambda epoch: x, y, parts["val_x"], y, clean_x=parts["clean_x"], epochs=2)
 
@@ -168,12 +226,16 @@ def test_features_that_are_no_numbers_are_found_wherever_they_are(where):
 def test_the_epoch_that_failed_is_named():
     x, y, head = toy()
     with pytest.raises(UserError, match="^epoch 3: the loss is nan; the features"):
-        train(head, lambda epoch: x if epoch < 2 else x * float("nan"), y, x, y, clean_x=x, epochs=5)
+        train(
+            head, lambda epoch: x if epoch < 2 else x * float("nan"), y, x, y, clean_x=x, epochs=5
+        )
 
 
 def test_the_scores_of_an_epoch_by_hand():
     x, y, head = toy(n=23)
-    result = train(head, lambda epoch: x + 1, y, x[:7], y[:7], clean_x=x, epochs=1, batch_size=5, lr=1e-2)
+    result = train(
+        head, lambda epoch: x + 1, y, x[:7], y[:7], clean_x=x, epochs=1, batch_size=5, lr=1e-2
+    )
     row, (first, second) = result.history[0], (head[0], head[3])
 
     def by_hand(features):  # no dropout
@@ -182,6 +244,8 @@ def test_the_scores_of_an_epoch_by_hand():
     with torch.no_grad():
         for part, features, labels in (("train_{}_clean", x, y), ("val_{}", x[:7], y[:7])):
             logits = by_hand(features)
-            assert row[part.format("acc")] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+            assert row[part.format("acc")] == pytest.approx(
+                accuracy_score(labels, logits.argmax(1))
+            )
             expected = log_loss(labels, logits.double().softmax(1), labels=[0, 1, 2])
             assert row[part.format("loss")] == pytest.approx(expected, rel=1e-5)

@@ -17,7 +17,13 @@ Few = namedtuple("Few", "images paths")
 def few():
     generator = torch.Generator().manual_seed(0)
     sizes = [(40, 60), (50, 50), (70, 30)]
-    return Few([torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes], ["a/0", "a/1", "b/0"])
+    return Few(
+        [
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+            for size in sizes
+        ],
+        ["a/0", "a/1", "b/0"],
+    )
 
 
 def test_transforms_are_the_studys():
@@ -43,7 +49,9 @@ def test_a_view_is_the_transform_under_its_own_seed(few, views):
 def test_what_an_image_gets_depends_on_nothing_else(few):
     train = anime_views(32).train
     all_of_them = render_view(few, train, view=1, seed=0)
-    assert torch.equal(render_view(few, train, view=1, seed=0, indices=torch.tensor([2, 0])), all_of_them[[2, 0]])
+    assert torch.equal(
+        render_view(few, train, view=1, seed=0, indices=torch.tensor([2, 0])), all_of_them[[2, 0]]
+    )
     assert not torch.equal(render_view(few, train, view=2, seed=0), all_of_them)
     assert not torch.equal(render_view(few, train, view=1, seed=1), all_of_them)
     assert len({view_seed(s, v, p) for s in range(5) for v in range(5) for p in few.paths}) == 75
@@ -59,30 +67,42 @@ def test_the_global_random_state_is_left_alone(few):
 
 def test_transforms_equal_the_studys_in_every_attribute():
     def attributes(transform):
-        return type(transform), {key: str(value) for key, value in vars(transform).items() if not key.startswith("_")}
+        return type(transform), {
+            key: str(value) for key, value in vars(transform).items() if not key.startswith("_")
+        }
 
     jitter = v2.ColorJitter(0.2, 0.2, 0.2)
     anime = [v2.Resize((224, 224)), v2.RandomHorizontalFlip(), v2.RandomRotation(15), jitter]
     insects = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.RandomRotation(30), jitter]
     insects.append(v2.RandomAffine(0, translate=(0.1, 0.1)))
     for views, train, val in (
-        (anime_views(), anime, [v2.Resize((224, 224))]), (hymenoptera_views(), insects, [v2.Resize(256), v2.CenterCrop(224)]),
+        (anime_views(), anime, [v2.Resize((224, 224))]),
+        (hymenoptera_views(), insects, [v2.Resize(256), v2.CenterCrop(224)]),
     ):
-        assert [attributes(step) for step in views.train.transforms] == [attributes(step) for step in train]
-        assert [attributes(step) for step in views.val.transforms] == [attributes(step) for step in val]
+        assert [attributes(step) for step in views.train.transforms] == [
+            attributes(step) for step in train
+        ]
+        assert [attributes(step) for step in views.val.transforms] == [
+            attributes(step) for step in val
+        ]
 
 
 def test_order_repetition_and_path(few):
     train = hymenoptera_views(32).train
     whole = render_view(few, train, view=1, seed=0)
     assert torch.equal(render_view(few, train, view=1, seed=0), whole)
-    assert torch.equal(render_view(Few(few.images[::-1], few.paths[::-1]), train, view=1, seed=0), whole.flip(0))
+    assert torch.equal(
+        render_view(Few(few.images[::-1], few.paths[::-1]), train, view=1, seed=0), whole.flip(0)
+    )
     renamed = render_view(Few(few.images, ["c/0", "c/1", "c/2"]), train, view=1, seed=0)
     assert not any(torch.equal(one, other) for one, other in zip(whole, renamed))
 
 
 def test_no_random_state_and_no_image_changes(few):
-    before, copies = (random.getstate(), np.random.get_state()[1].tolist()), [image.clone() for image in few.images]
+    before, copies = (
+        (random.getstate(), np.random.get_state()[1].tolist()),
+        [image.clone() for image in few.images],
+    )
     for views in (anime_views(32), hymenoptera_views(32)):
         render_view(few, views.train, view=1, seed=0)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
@@ -91,5 +111,11 @@ def test_no_random_state_and_no_image_changes(few):
 
 def test_a_dataset_gets_its_views_by_name():
     photos = hymenoptera_views(64)
-    expected = {"manga_facial_expressions": anime_views(64), "hymenoptera_data": photos, "buttons": photos}
-    assert {name: repr(views_of(name, 64)) for name in expected} == {name: repr(views) for name, views in expected.items()}
+    expected = {
+        "manga_facial_expressions": anime_views(64),
+        "hymenoptera_data": photos,
+        "buttons": photos,
+    }
+    assert {name: repr(views_of(name, 64)) for name in expected} == {
+        name: repr(views) for name, views in expected.items()
+    }

@@ -32,12 +32,25 @@ import nbformat
 
 PACKAGE = "transferlab"
 SETUP = "## 준비"
-MAX_INLINED, MAX_OPEN, MAX_CELL = 830, 300, 40
+MAX_INLINED, MAX_OPEN, MAX_CELL = 2000, 500, 120
 # Without comment_magics=False, jupytext takes a comment such as "# copy the weights" for a shell command.
 PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": False}
 JUPYTEXT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}
-SORT_IMPORTS = ["ruff", "check", "--isolated", "--quiet", "--select=I", "--fix", "--target-version=py311"]
-SORT_IMPORTS += ["--line-length=120", "--config=lint.isort.combine-as-imports=true", "--stdin-filename=imports.py", "-"]
+SORT_IMPORTS = [
+    "ruff",
+    "check",
+    "--isolated",
+    "--quiet",
+    "--select=I",
+    "--fix",
+    "--target-version=py311",
+]
+SORT_IMPORTS += [
+    "--line-length=120",
+    "--config=lint.isort.combine-as-imports=true",
+    "--stdin-filename=imports.py",
+    "-",
+]
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -56,7 +69,9 @@ class Definition(NamedTuple):
     source: str
     imports: set  # statements of its module that it uses, one name each
     needs: dict  # other names of the library that it uses: their modules
-    needs_first: set  # names looked up while it is being defined: decorators, bases, defaults, annotations
+    needs_first: (
+        set  # names looked up while it is being defined: decorators, bases, defaults, annotations
+    )
 
 
 # The library, read as text.
@@ -80,11 +95,19 @@ def parse(source, where):
 
 def names_used(source, at_definition=False):
     """Returns the global names that `source` refers to; with `at_definition`, without those in function bodies."""
+
     def visit(table):
         symbols = [symbol for symbol in table.get_symbols() if symbol.is_global()]
-        names = {symbol.get_name() for symbol in symbols if symbol.is_referenced() or not at_definition}
+        names = {
+            symbol.get_name() for symbol in symbols if symbol.is_referenced() or not at_definition
+        }
         for child in table.get_children():
-            runs_now = child.get_type() == "class" or child.get_name() in {"listcomp", "setcomp", "dictcomp", "genexpr"}
+            runs_now = child.get_type() == "class" or child.get_name() in {
+                "listcomp",
+                "setcomp",
+                "dictcomp",
+                "genexpr",
+            }
             names |= visit(child) if runs_now or not at_definition else set()
         return names
 
@@ -97,7 +120,9 @@ def is_import(node):
 
 def imports_package(node):
     """Tells whether a node imports transferlab by its name."""
-    return is_import(node) and bool(re.match(rf"(import|from) (.*, )?{PACKAGE}\b", ast.unparse(node)))
+    return is_import(node) and bool(
+        re.match(rf"(import|from) (.*, )?{PACKAGE}\b", ast.unparse(node))
+    )
 
 
 def split_import(node):
@@ -117,7 +142,9 @@ def check_import_forms(tree, where):
         text = ast.unparse(node)
         odd = text.startswith("from .") and not re.fullmatch(r"from \.\w+ import \w+(, \w+)*", text)
         if odd or imports_package(node) or text.endswith("import *"):
-            raise BuildError(f"{where}:{node.lineno}: write `from .module import name`, not `{text}`")
+            raise BuildError(
+                f"{where}:{node.lineno}: write `from .module import name`, not `{text}`"
+            )
 
 
 def defined_names(node):
@@ -126,7 +153,9 @@ def defined_names(node):
         return (node.name,)
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        parts = [part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+        parts = [
+            part for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+        ]
         return tuple(part.id for part in parts if isinstance(part.ctx, ast.Store)) or None
     is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     is_guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
@@ -138,7 +167,7 @@ def source_of(node, lines):
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
     while first > 0 and lines[first - 1].startswith("#"):
         first -= 1
-    return "\n".join(lines[first:node.end_lineno])
+    return "\n".join(lines[first : node.end_lineno])
 
 
 def read_module(path):
@@ -157,9 +186,13 @@ def read_module(path):
         elif is_import(node):
             imports |= split_import(node)
         elif names is None:
-            raise BuildError(f"{short(path)}:{node.lineno}: only imports, definitions and constants at the top level")
+            raise BuildError(
+                f"{short(path)}:{node.lineno}: only imports, definitions and constants at the top level"
+            )
         elif twice := {name for known in sources for name in known} & set(names):
-            raise BuildError(f"{short(path)}:{node.lineno}: {', '.join(sorted(twice))} is defined twice")
+            raise BuildError(
+                f"{short(path)}:{node.lineno}: {', '.join(sorted(twice))} is defined twice"
+            )
         elif names and not names[0].startswith("__"):
             sources[names] = source_of(node, text.split("\n"))
     homes |= {name: path.stem for names in sources for name in names}
@@ -189,7 +222,9 @@ def read_library(folder):
         library[path.stem] = read_module(path)
         for name in library[path.stem]:
             if homes.setdefault(name, path.stem) != path.stem:
-                raise BuildError(f"{short(path)}: {name} is also a top-level name of {PACKAGE}.{homes[name]}")
+                raise BuildError(
+                    f"{short(path)}: {name} is also a top-level name of {PACKAGE}.{homes[name]}"
+                )
     return library
 
 
@@ -216,16 +251,22 @@ def read_source(path):
         if name is None:
             raise BuildError(f'{where} has no id: write `# %% id="some-name"`')
         if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9_-]{1,64}", name):
-            raise BuildError(f"{where} has the invalid id {name!r}: letters, digits, - and _, at most 64")
+            raise BuildError(
+                f"{where} has the invalid id {name!r}: letters, digits, - and _, at most 64"
+            )
         if name in seen:
             raise BuildError(f"{where} has the id {name!r} of an earlier cell")
         if unknown := set(cell.metadata) - {"id", "tags"} - JUPYTEXT_KEYS:
-            raise BuildError(f"{where} has the metadata {', '.join(sorted(unknown))}: only id and tags are known")
+            raise BuildError(
+                f"{where} has the metadata {', '.join(sorted(unknown))}: only id and tags are known"
+            )
         if cell.cell_type == "code":
             parse(cell.source, f"{short(path)}: cell {name!r}")
         seen.add(name)
         cell.id = name
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata.tags} if "tags" in cell.metadata else {})
+        cell.metadata = nbformat.from_dict(
+            {"tags": cell.metadata.tags} if "tags" in cell.metadata else {}
+        )
     return cells
 
 
@@ -241,14 +282,20 @@ def named_definitions(cell, library, where):
     for line in lines:
         match = re.fullmatch(rf"# @inline {PACKAGE}\.(\w+): *(.+)", line)
         if not match:
-            raise BuildError(f"{where}: a cell to inline holds only `# @inline {PACKAGE}.module: name`, not `{line}`")
+            raise BuildError(
+                f"{where}: a cell to inline holds only `# @inline {PACKAGE}.module: name`, not `{line}`"
+            )
         for name in re.split(r"\s*,\s*", match[2].strip()):
             module = f"{PACKAGE}.{match[1]}"
             definition = library.get(match[1], {}).get(name)
             if definition is None:
-                raise BuildError(f"{where}: there is no {f'{name!r} in ' * (match[1] in library)}{module}")
+                raise BuildError(
+                    f"{where}: there is no {f'{name!r} in ' * (match[1] in library)}{module}"
+                )
             if re.search(r"^\s+from \.", definition.source, flags=re.MULTILINE):
-                raise BuildError(f"{where}: {name} has a relative import in its body: move it to the top of the module")
+                raise BuildError(
+                    f"{where}: {name} has a relative import in its body: move it to the top of the module"
+                )
             if definition not in definitions:
                 definitions.append(definition)
     return definitions
@@ -264,7 +311,9 @@ def check_needs(definitions, where):
             if name not in known or (name in one.needs_first and name not in defined):
                 needs = f"{PACKAGE}.{one.module}.{one.names[0]} needs {name}"
                 order = " before it" if name in known else ""
-                raise BuildError(f"{where}: {needs}: add `# @inline {PACKAGE}.{module}: {name}`{order}")
+                raise BuildError(
+                    f"{where}: {needs}: add `# @inline {PACKAGE}.{module}: {name}`{order}"
+                )
         defined.update(one.names)
 
 
@@ -288,7 +337,9 @@ def import_cell(source, definitions, where):
             raise BuildError(f"{where}: {name} would be both `{meanings[name]}` and `{meaning}`")
     text = "\n".join([source, *sorted(merged - own)]) + "\n"
     command = [sys.executable, "-m", *SORT_IMPORTS]
-    return subprocess.run(command, input=text, encoding="utf-8", capture_output=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, input=text, encoding="utf-8", capture_output=True, check=True
+    ).stdout.strip()
 
 
 def assemble(path, library):
@@ -302,21 +353,32 @@ def assemble(path, library):
         raise BuildError(f'{where}: the first code cell must be `# %% id="imports"`')
     if len(code) < 2 or not tagged(code[1], "parameters"):
         raise BuildError(f'{where}: the code cell after "imports" must carry tags=["parameters"]')
-    named = [(cell, named_definitions(cell, library, f"{where}: cell {cell.id!r}")) for cell in code]
+    named = [
+        (cell, named_definitions(cell, library, f"{where}: cell {cell.id!r}")) for cell in code
+    ]
     definitions = [one for _, definitions in named for one in definitions]
     check_needs(definitions, where)
     for cell, cell_definitions in named:
         if cell_definitions:
             cell.source = "\n\n\n".join(one.source for one in cell_definitions)
         if any(map(imports_package, ast.walk(ast.parse(cell.source)))):
-            raise BuildError(f"{where}: cell {cell.id!r} imports {PACKAGE}; a notebook stands alone")
+            raise BuildError(
+                f"{where}: cell {cell.id!r} imports {PACKAGE}; a notebook stands alone"
+            )
     code[0].source = import_cell(code[0].source, definitions, f"{where}: cell 'imports'")
     metadata = copy.deepcopy(METADATA)
     for cell in cells:
         if cell.cell_type == "markdown" and cell.source.startswith(SETUP):
-            cell.metadata |= {"id": cell.id, "jp-MarkdownHeadingCollapsed": True}  # Colab needs the id in here, too
-            metadata.setdefault("colab", {"collapsed_sections": []})["collapsed_sections"].append(cell.id)
-    notebook = nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+            cell.metadata |= {
+                "id": cell.id,
+                "jp-MarkdownHeadingCollapsed": True,
+            }  # Colab needs the id in here, too
+            metadata.setdefault("colab", {"collapsed_sections": []})["collapsed_sections"].append(
+                cell.id
+            )
+    notebook = nbformat.from_dict(
+        {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    )
     return notebook, {cell.id for cell, cell_definitions in named if cell_definitions}
 
 
@@ -329,16 +391,24 @@ def without_docstring(node):
     A string that begins a cell is no docstring: it is the cell's output.
     """
     documented = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-    return node.body[1:] if documented and ast.get_docstring(node, clean=False) is not None else node.body
+    return (
+        node.body[1:]
+        if documented and ast.get_docstring(node, clean=False) is not None
+        else node.body
+    )
 
 
 def code_lines(source):
     """Counts the lines of code: not blank, not only a comment, not of a docstring."""
     texts = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(getattr(node, "body", None), list) and len(without_docstring(node)) < len(node.body):
+        if isinstance(getattr(node, "body", None), list) and len(without_docstring(node)) < len(
+            node.body
+        ):
             texts |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    lines = {number for number, line in enumerate(source.split("\n"), 1) if re.match(r"\s*[^\s#]", line)}
+    lines = {
+        number for number, line in enumerate(source.split("\n"), 1) if re.match(r"\s*[^\s#]", line)
+    }
     return len(lines - texts)
 
 
@@ -366,12 +436,19 @@ def check_limits(notebook, inlined, where):
     total, outside, lines = count_lines(notebook, inlined)
     for name, count in lines.items():
         if count > MAX_CELL:
-            raise BuildError(f"{where}: cell {name!r} has {count} lines of code, at most {MAX_CELL} are allowed")
-    for count, limit, kind in [(total, MAX_INLINED, ""), (outside, MAX_OPEN, f' outside "{SETUP}"')]:
+            raise BuildError(
+                f"{where}: cell {name!r} has {count} lines of code, at most {MAX_CELL} are allowed"
+            )
+    for count, limit, kind in [
+        (total, MAX_INLINED, ""),
+        (outside, MAX_OPEN, f' outside "{SETUP}"'),
+    ]:
         if count > limit:
             largest = sorted(inlined, key=lambda name: (-lines[name], name))[:5]
             cells = ", ".join(f"{name} {lines[name]}" for name in largest)
-            raise BuildError(f"{where}: {count} inlined lines of code{kind}, at most {limit}; largest cells: {cells}")
+            raise BuildError(
+                f"{where}: {count} inlined lines of code{kind}, at most {limit}; largest cells: {cells}"
+            )
 
 
 # Outputs.
@@ -386,7 +463,10 @@ def syntax(node):
     fields = dict(ast.iter_fields(node))
     if isinstance(fields.get("body"), list):
         fields["body"] = without_docstring(node)
-    return [type(node).__name__, *([name, syntax(value)] for name, value in fields.items() if value not in (None, []))]
+    return [
+        type(node).__name__,
+        *([name, syntax(value)] for name, value in fields.items() if value not in (None, [])),
+    ]
 
 
 def code_hashes(cells):
@@ -422,7 +502,9 @@ def ran_cells(executed):
     Raises BuildError: the copy holds the state of widgets, which no static page shows.
     """
     if executed.metadata.get("widgets"):
-        raise BuildError("the executed copy holds widgets; use text progress bars (tqdm, not tqdm.notebook)")
+        raise BuildError(
+            "the executed copy holds widgets; use text progress bars (tqdm, not tqdm.notebook)"
+        )
     cells = [cell for cell in executed.cells if not tagged(cell, "injected-parameters")]
     return dict(zip(code_hashes(cells), code_cells(cells)))
 
@@ -432,15 +514,21 @@ def clean_outputs(cell, count):
 
     Raises BuildError: an output is an error or a widget.
     """
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # takes seconds to import, and builds need it not
+    from nbconvert.preprocessors import (
+        CoalesceStreamsPreprocessor,
+    )  # takes seconds to import, and builds need it not
 
     cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(copy.deepcopy(cell), {}, 0)
     for output in cell.outputs:
         if output.output_type == "error":
             raise BuildError(f"cell {cell.id!r} failed: {output.ename}: {output.evalue}")
         if any("jupyter.widget" in kind for kind in output.get("data", {})):
-            raise BuildError(f"cell {cell.id!r} shows a widget; use text progress bars (tqdm, not tqdm.notebook)")
-        if output.output_type == "stream" and output.text.endswith("\r"):  # a bar that wiped itself out at its end
+            raise BuildError(
+                f"cell {cell.id!r} shows a widget; use text progress bars (tqdm, not tqdm.notebook)"
+            )
+        if output.output_type == "stream" and output.text.endswith(
+            "\r"
+        ):  # a bar that wiped itself out at its end
             output.text = output.text.rstrip(" \r")
         if "execution_count" in output:
             output.execution_count = count
@@ -456,9 +544,13 @@ def store_outputs(notebook, executed, pictures=None):
     """
     notebook = copy.deepcopy(notebook)
     ran, drawn = ran_cells(executed), ran_cells(pictures) if pictures else {}
-    for count, (cell, digest) in enumerate(zip(code_cells(notebook.cells), code_hashes(notebook.cells)), 1):
+    for count, (cell, digest) in enumerate(
+        zip(code_cells(notebook.cells), code_hashes(notebook.cells)), 1
+    ):
         if digest not in ran:
-            raise BuildError(f"cell {cell.id!r} is not what the executed copy ran: build, then execute again")
+            raise BuildError(
+                f"cell {cell.id!r} is not what the executed copy ran: build, then execute again"
+            )
         origin = drawn.get(digest) if tagged(cell, "shows-images") else ran[digest]
         cell.outputs = clean_outputs(origin, count) if origin else []
         cell.execution_count = count
@@ -477,7 +569,9 @@ def read_notebook(path):
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
         reason = (str(error).splitlines() or [""])[0][:100]
-        raise BuildError(f"{path.name} cannot be read ({reason}); remove it to build it without outputs") from None
+        raise BuildError(
+            f"{path.name} cannot be read ({reason}); remove it to build it without outputs"
+        ) from None
 
 
 def build(source, library, target):
@@ -532,10 +626,14 @@ def run(options):
             problems.append(f"{target.name} {reason}: run `make notebooks`")
         if options.check_outputs:
             missing = [cell.id for cell in code_cells(notebook.cells) if not stored_hash(cell)]
-            problems += [f"{target.name} has no stored outputs for {', '.join(missing)}"] if missing else []
+            problems += (
+                [f"{target.name} has no stored outputs for {', '.join(missing)}"] if missing else []
+            )
         if not options.check and not options.check_outputs:
             target.write_text(write_text(notebook), encoding="utf-8", newline="\n")
-            print(f"{target.name}: {len(notebook.cells)} cells, {kept} outputs kept, {dropped} dropped")
+            print(
+                f"{target.name}: {len(notebook.cells)} cells, {kept} outputs kept, {dropped} dropped"
+            )
     print(*problems, sep="\n", end="\n" if problems else "")
     return 1 if problems else 0
 
@@ -544,9 +642,17 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--root", type=Path, default=root, help="default: the repository")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a notebook is stale")
-    parser.add_argument("--check-outputs", action="store_true", help="write nothing; exit 1 where outputs are missing")
-    parser.add_argument("--count", action="store_true", help="write nothing; print the lines of code")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a notebook is stale"
+    )
+    parser.add_argument(
+        "--check-outputs",
+        action="store_true",
+        help="write nothing; exit 1 where outputs are missing",
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="write nothing; print the lines of code"
+    )
     try:
         return run(parser.parse_args(arguments))
     except BuildError as error:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from timm.models import load_state_dict
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -20,8 +25,11 @@ from .errors import UserError
 
 # The study's names -> timm's. resnet50 and densenet121 are torchvision's own weights; any other timm name is accepted too.
 BACKBONES = {
-    "resnet50": "resnet50.tv_in1k", "densenet121": "densenet121.tv_in1k", "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
-    "efficientnet_b0": "efficientnet_b0.ra_in1k", "efficientnet_b3": "efficientnet_b3.ra2_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "densenet121": "densenet121.tv_in1k",
+    "efficientnet_lite0": "tf_efficientnet_lite0.in1k",
+    "efficientnet_b0": "efficientnet_b0.ra_in1k",
+    "efficientnet_b3": "efficientnet_b3.ra2_in1k",
     "vit": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
 }
 
@@ -38,7 +46,9 @@ def tensor_hash(tensor):
 
 def state_hash(module):
     """SHA-256 (hex) over the names and contents of a module's parameters and buffers."""
-    listed = [f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(module.state_dict().items())]
+    listed = [
+        f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(module.state_dict().items())
+    ]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
@@ -48,9 +58,13 @@ def download_weights(repo_id, file="model.safetensors"):
     place = dict(zip(("repo_id", "revision"), repo_id.split("@")), filename=file)
     try:
         if not (cached := isinstance(try_to_load_from_cache(**place), str)):
-            get_hf_file_metadata(hf_hub_url(**place), timeout=5)  # hf_hub_download alone repeats a failed connection for 20 s
+            get_hf_file_metadata(
+                hf_hub_url(**place), timeout=5
+            )  # hf_hub_download alone repeats a failed connection for 20 s
         return hf_hub_download(**place, local_files_only=cached), ""
-    except Exception as error:  # its class differs between versions of huggingface_hub (requests, httpx)
+    except (
+        Exception
+    ) as error:  # its class differs between versions of huggingface_hub (requests, httpx)
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
@@ -62,20 +76,34 @@ def read_weights(path):
     """
     try:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except Exception as error:  # safetensors and pickles fail in many ways; all mean that the file is not usable
+    except (
+        Exception
+    ) as error:  # safetensors and pickles fail in many ways; all mean that the file is not usable
         reason = f"{' '.join(str(error).split())[:160]}{lost_tensors(path)}"
-        raise UserError(f"weights file {path} is missing, damaged or no plain tensors ({reason})") from error
-    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor) or not value.float().isfinite().all()]
+        raise UserError(
+            f"weights file {path} is missing, damaged or no plain tensors ({reason})"
+        ) from error
+    wrong = [
+        key
+        for key, value in state.items()
+        if not isinstance(value, torch.Tensor) or not value.float().isfinite().all()
+    ]
     if wrong:
-        raise UserError(f"weights file {path} holds {len(wrong)} entries that are no finite tensors: {wrong[:4]}")
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        raise UserError(
+            f"weights file {path} holds {len(wrong)} entries that are no finite tensors: {wrong[:4]}"
+        )
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in state.items()
+    }
 
 
 def lost_tensors(path):
     """Names the tensors that a truncated safetensors file has lost, as far as its JSON header is there; "" for other files."""
     data = Path(path).read_bytes() if Path(path).is_file() else b""
     start = 8 + int.from_bytes(data[:8], "little")  # the header's length comes first
-    entries = re.findall(rb'"([^"]+)":\s*{[^{}]*"data_offsets":\s*\[\d+,\s*(\d+)\]', data[8:start])  # it may be cut off itself
+    entries = re.findall(
+        rb'"([^"]+)":\s*{[^{}]*"data_offsets":\s*\[\d+,\s*(\d+)\]', data[8:start]
+    )  # it may be cut off itself
     lost = [key.decode(errors="replace") for key, end in entries if start + int(end) > len(data)]
     return f"; {len(lost)} tensors are cut off: {lost[:4]}" if lost else ""
 
@@ -104,7 +132,9 @@ def load_all(model, state, path):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"weights file {path} does not fit: {' '.join(str(error).split())[:600]}") from error
+        raise UserError(
+            f"weights file {path} does not fit: {' '.join(str(error).split())[:600]}"
+        ) from error
 
 
 def build_model(model_name, **kwargs):
@@ -114,11 +144,17 @@ def build_model(model_name, **kwargs):
         UserError: timm knows no such model, or its description cannot be fetched from the hub.
     """
     try:
-        if model_name.startswith("hf-hub:") and (reason := download_weights(model_name[7:], "config.json")[1]):  # asked first
+        if model_name.startswith("hf-hub:") and (
+            reason := download_weights(model_name[7:], "config.json")[1]
+        ):  # asked first
             raise RuntimeError(reason)
         return timm.create_model(model_name, pretrained=False, **kwargs)
-    except Exception as error:  # timm raises RuntimeError for unknown names, the hub's own errors for hf-hub: ones
-        raise UserError(f"cannot build {model_name} ({' '.join(str(error).split())[:160]}): see timm.list_models()") from error
+    except (
+        Exception
+    ) as error:  # timm raises RuntimeError for unknown names, the hub's own errors for hf-hub: ones
+        raise UserError(
+            f"cannot build {model_name} ({' '.join(str(error).split())[:160]}): see timm.list_models()"
+        ) from error
 
 
 def classifier_name(model):
@@ -128,7 +164,9 @@ def classifier_name(model):
         UserError: the model has several (a distilled ViT has two).
     """
     if not isinstance(name := model.pretrained_cfg["classifier"], str):
-        raise UserError(f"this model has several classifiers {name}: take one with a single classifier")
+        raise UserError(
+            f"this model has several classifiers {name}: take one with a single classifier"
+        )
     return name
 
 
@@ -143,7 +181,14 @@ def find_weights(name, place):
     if not place.exists():
         raise UserError(f"weights {place} do not exist: give auto, none, a file or a folder")
     names = [f"{stem}.safetensors" for stem in (name, timm_name, timm_name.split(".")[0])]
-    return next((path for path in ([place / name for name in names] if place.is_dir() else [place]) if path.is_file()), None)
+    return next(
+        (
+            path
+            for path in ([place / name for name in names] if place.is_dir() else [place])
+            if path.is_file()
+        ),
+        None,
+    )
 
 
 def describe_weights(path):
@@ -154,10 +199,16 @@ def describe_weights(path):
     """
     note = path.with_suffix(".json")
     try:
-        described = {"source": f"file {path.name}"} | (json.loads(note.read_bytes()) if note.is_file() else {})
-        return described["source"] + (f", at {described['input_size']} px" if "input_size" in described else "")
+        described = {"source": f"file {path.name}"} | (
+            json.loads(note.read_bytes()) if note.is_file() else {}
+        )
+        return described["source"] + (
+            f", at {described['input_size']} px" if "input_size" in described else ""
+        )
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{note}, which describes the weights beside it, is damaged ({error}): mend or remove it") from error
+        raise UserError(
+            f"{note}, which describes the weights beside it, is damaged ({error}): mend or remove it"
+        ) from error
 
 
 def find_pretrained(name, weights):
@@ -169,14 +220,26 @@ def find_pretrained(name, weights):
         if path:
             return path, "file", describe_weights(path)
     repo_id = hub_repository(BACKBONES.get(name, name))
-    path, reason = download_weights(repo_id) if repo_id else (None, "timm lists no pretrained weights")
-    return (path, "hub", f"hub: {repo_id}") if path else (None, "random", f"random initialisation ({reason})")
+    path, reason = (
+        download_weights(repo_id) if repo_id else (None, "timm lists no pretrained weights")
+    )
+    return (
+        (path, "hub", f"hub: {repo_id}")
+        if path
+        else (None, "random", f"random initialisation ({reason})")
+    )
 
 
 def hub_repository(timm_name):
     """The hub repository of a timm model's weights; None where it has none."""
     config = timm.get_pretrained_cfg(timm_name) if timm.is_model_pretrained(timm_name) else None
-    return config.hf_hub_id if config else timm_name.removeprefix("hf-hub:") if ":" in timm_name else None
+    return (
+        config.hf_hub_id
+        if config
+        else timm_name.removeprefix("hf-hub:")
+        if ":" in timm_name
+        else None
+    )
 
 
 def create_backbone(name, weights="auto"):
@@ -204,13 +267,20 @@ def create_backbone(name, weights="auto"):
 
 def revive_residual_branches(model):
     """Sets all-zero BatchNorm scales to one (as timm's `zero_init_last=False`): at zero, random residual branches are dead."""
-    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and not module.weight.any()]:
+    for norm in [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.any()
+    ]:
         nn.init.ones_(norm.weight)
 
 
 def normalize(model, images):
     """Turns uint8 images [N, 3, H, W] into the float input that a timm model was trained on (its own mean and std)."""
-    mean, std = (torch.tensor(model.pretrained_cfg[key], device=images.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (
+        torch.tensor(model.pretrained_cfg[key], device=images.device).view(1, 3, 1, 1)
+        for key in ("mean", "std")
+    )
     return (images.float() / 255 - mean) / std
 
 
@@ -224,7 +294,12 @@ def make_head(in_features, num_classes, *, hidden=512, dropout=0.5, seed=0):
     """The study's head: Linear(D, 512) - ReLU - Dropout(0.5) - Linear(512, C), initialised under `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(nn.Linear(in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+        return nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, num_classes),
+        )
 
 
 def set_head(model, head):
@@ -235,7 +310,9 @@ def set_head(model, head):
     """
     model.reset_classifier(head[-1].out_features)
     if not isinstance(model.get_submodule(classifier_name(model)), nn.Linear):
-        raise UserError(f"this model ends in {type(model.get_classifier()).__name__}, not in a linear layer: no head fits it")
+        raise UserError(
+            f"this model ends in {type(model.get_classifier()).__name__}, not in a linear layer: no head fits it"
+        )
     model.set_submodule(classifier_name(model), head)
     return model
 
@@ -250,7 +327,9 @@ class FrozenFeatures(nn.Module):
         self.model.set_submodule(classifier_name(model), nn.Identity())
 
     def forward(self, images):
-        return self.model.forward_head(self.model.forward_features(normalize(self.model, images)), pre_logits=True)
+        return self.model.forward_head(
+            self.model.forward_features(normalize(self.model, images)), pre_logits=True
+        )
 
 
 class Normalized(nn.Module):
@@ -289,11 +368,21 @@ def fold_batchnorm(lower):
     steps = [node for node in folded.graph.nodes if node.op == "call_module"]
     for before, step in zip(steps, steps[1:]):
         conv, norm = (folded.get_submodule(node.target) for node in (before, step))
-        once = len(before.users) == sum(node.target in (before.target, step.target) for node in steps) - 1 == 1  # no one else's
-        kinds = type(conv) in (nn.Conv2d, timm.layers.Conv2dSame) and type(norm) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
+        once = (
+            len(before.users)
+            == sum(node.target in (before.target, step.target) for node in steps) - 1
+            == 1
+        )  # no one else's
+        kinds = type(conv) in (nn.Conv2d, timm.layers.Conv2dSame) and type(norm) in (
+            nn.BatchNorm2d,
+            timm.layers.BatchNormAct2d,
+        )
         if step.args[0] is before and once and kinds:
             folded.set_submodule(before.target, nn.utils.fuse_conv_bn_eval(conv, norm))
-            folded.set_submodule(step.target, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+            folded.set_submodule(
+                step.target,
+                nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity(),
+            )
     return folded
 
 
@@ -325,21 +414,34 @@ def split_graph(model, cut):
     try:
         whole = Normalized(model, model.eval())
         nodes = list(trace(whole).graph.nodes)
-    except Exception as error:  # what a model's Python code does with a traced value can fail in any way
+    except (
+        Exception
+    ) as error:  # what a model's Python code does with a traced value can fail in any way
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f'this model cannot be cut inside ({reason}): cut at "features" or "input"') from error
+        raise UserError(
+            f'this model cannot be cut inside ({reason}): cut at "features" or "input"'
+        ) from error
     finally:
         model.train(training)
-    names = [[*node.meta.get("nn_module_stack", {}), str(node.target) * (node.op == "call_module")] for node in nodes]
-    inside = [i for i, stack in enumerate(names) if any(f".{name}".endswith(f".{cut}") for name in stack)]
+    names = [
+        [*node.meta.get("nn_module_stack", {}), str(node.target) * (node.op == "call_module")]
+        for node in nodes
+    ]
+    inside = [
+        i for i, stack in enumerate(names) if any(f".{name}".endswith(f".{cut}") for name in stack)
+    ]
     if not inside:
         raise UserError(f'the model has no module "{cut}": {choices}')
-    later = nodes[inside[0]:]
+    later = nodes[inside[0] :]
     entries = {node for after in later for node in after.all_input_nodes} - set(later)
     entries = [node for node in entries if node.op != "get_attr"]  # parameters are no data
     if len(entries) != 1:
-        raise UserError(f'the model cannot be cut before "{cut}", where {len(entries)} tensors flow: {choices}')
-    return part_between(whole, nodes[0], entries[0]), part_between(whole, entries[0], nodes[-1].args[0])
+        raise UserError(
+            f'the model cannot be cut before "{cut}", where {len(entries)} tensors flow: {choices}'
+        )
+    return part_between(whole, nodes[0], entries[0]), part_between(
+        whole, entries[0], nodes[-1].args[0]
+    )
 
 
 def split_features(model):
@@ -363,9 +465,15 @@ def split_at(model, cut):
     if cut == "features":
         return split_features(model)
     model.to(memory_format=torch.channels_last)
-    lower, upper = (nn.Identity(), Normalized(model, model)) if cut == "input" else split_graph(model, cut)
-    lower = copy.deepcopy(lower, memo={id(tensor): tensor for tensor in lower.state_dict(keep_vars=True).values()})
-    return lower.eval().requires_grad_(False), upper.requires_grad_(True)  # also what an earlier cut has frozen
+    lower, upper = (
+        (nn.Identity(), Normalized(model, model)) if cut == "input" else split_graph(model, cut)
+    )
+    lower = copy.deepcopy(
+        lower, memo={id(tensor): tensor for tensor in lower.state_dict(keep_vars=True).values()}
+    )
+    return lower.eval().requires_grad_(False), upper.requires_grad_(
+        True
+    )  # also what an earlier cut has frozen
 
 
 def choose_device():
@@ -381,8 +489,14 @@ def choose_precision(device):
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    info = Path("/proc/cpuinfo")  # only Linux has it; elsewhere the slower type is never the wrong one
-    flags = info.read_text().split() if info.is_file() and "AVX512" in torch.backends.cpu.get_cpu_capability() else []
+    info = Path(
+        "/proc/cpuinfo"
+    )  # only Linux has it; elsewhere the slower type is never the wrong one
+    flags = (
+        info.read_text().split()
+        if info.is_file() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+        else []
+    )
     return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & set(flags) else torch.float32
 
 
@@ -392,4 +506,8 @@ def choose_batch_size(device, pixels):
     8 on a CPU, in whose cache small batches stay: on 2 AVX2 cores folded EfficientNet-Lite0 takes 75 images a second in
     batches of 8 and 51 in batches of 32. On a GPU what half of its free memory holds at 1 kB a pixel, at most 64.
     """
-    return 8 if device.type == "cpu" else min(64, 1 + torch.cuda.mem_get_info(device)[0] // (2000 * pixels))
+    return (
+        8
+        if device.type == "cpu"
+        else min(64, 1 + torch.cuda.mem_get_info(device)[0] // (2000 * pixels))
+    )

@@ -30,25 +30,39 @@ def load_or_extract(cache_dir, key, compute):
     """
     if not cache_dir:
         return compute()
-    path = Path(cache_dir).expanduser() / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.safetensors"
+    path = (
+        Path(cache_dir).expanduser()
+        / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.safetensors"
+    )
     try:
         with safe_open(path, framework="pt") as file:
-            features, wanted = file.get_tensor("features").clone(), file.metadata()["sha256"]  # as aligned as when computed
+            features, wanted = (
+                file.get_tensor("features").clone(),
+                file.metadata()["sha256"],
+            )  # as aligned as when computed
         if tensor_hash(features) != wanted:
             raise ValueError("wrong checksum")
         return features
     except Exception as error:  # no such file is the usual miss; a damaged one fails in many ways, and each is a miss
         if not isinstance(error, FileNotFoundError):
-            warnings.warn(f"kept features {path.name} are damaged ({error}): computed again", stacklevel=2)
+            warnings.warn(
+                f"kept features {path.name} are damaged ({error}): computed again", stacklevel=2
+            )
     features = compute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".kept-", dir=path.parent) as folder:  # renamed when whole: nobody reads half a file
+        with tempfile.TemporaryDirectory(
+            prefix=".kept-", dir=path.parent
+        ) as folder:  # renamed when whole: nobody reads half a file
             metadata = {"sha256": tensor_hash(features), "key": json.dumps(key)}
-            save_file({"features": features.contiguous()}, Path(folder) / path.name, metadata=metadata)
+            save_file(
+                {"features": features.contiguous()}, Path(folder) / path.name, metadata=metadata
+            )
             os.replace(Path(folder) / path.name, path)
     except (OSError, SafetensorError) as error:
-        warnings.warn(f"features are not kept: {cache_dir} cannot be written ({error})", stacklevel=2)
+        warnings.warn(
+            f"features are not kept: {cache_dir} cannot be written ({error})", stacklevel=2
+        )
     return features
 
 
@@ -83,7 +97,9 @@ def kept_files(cache_dir):
     try:
         paths = list(folder.iterdir()) if folder.exists() else []
     except OSError as error:
-        raise UserError(f"the cache {folder} is no folder that can be read ({error.strerror}): give another --cache-dir") from error
+        raise UserError(
+            f"the cache {folder} is no folder that can be read ({error.strerror}): give another --cache-dir"
+        ) from error
     for path in paths:
         if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name):
             try:
@@ -99,7 +115,11 @@ def describe_features(path):
     try:
         with safe_open(path, framework="pt") as file:
             key = json.loads(file.metadata()["key"])
-        names = {"model": key["model"], "view": key["view"], "precision": key["precision"].removeprefix("torch.")}
+        names = {
+            "model": key["model"],
+            "view": key["view"],
+            "precision": key["precision"].removeprefix("torch."),
+        }
         return names | {"images": len(key["indices"]), "data": key["data"][:8]}
     except Exception as error:  # a damaged header fails in many ways; each is shown as what it is
         return {"model": f"unreadable ({type(error).__name__})"}
@@ -108,7 +128,8 @@ def describe_features(path):
 def list_cache(cache_dir):
     """The features on disk, the latest used first -> list of dicts: model, view, precision, images, data, MB, used."""
     return [
-        describe_features(path) | {"MB": size / 1e6, "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(used))}
+        describe_features(path)
+        | {"MB": size / 1e6, "used": time.strftime("%Y-%m-%d %H:%M", time.localtime(used))}
         for used, size, path in reversed(kept_files(cache_dir))
     ]
 
@@ -117,7 +138,9 @@ def list_cache(cache_dir):
 def cache_lock(folder):
     """Lets one process at a time delete in a cache; readers and writers need no lock, since files are renamed when whole."""
     with open(folder / ".lock", "w") as file:
-        if os.name == "posix":  # elsewhere two trimmings at once may delete more than needed, never anything in use
+        if (
+            os.name == "posix"
+        ):  # elsewhere two trimmings at once may delete more than needed, never anything in use
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -23,12 +23,18 @@ DECODED_BYTES = 500_000_000
 # the folder; classes: C sorted names; split: "train" or "val" for each image, None where the folder came unsplit;
 # rejected: (path, reason) of every file left out; digest: SHA-256 of classes, paths and file bytes; name: the folder's;
 # synthetic: whether the folder carries a file SYNTHETIC (drawn stand-ins).
-ImageSet = namedtuple("ImageSet", "images labels paths classes split rejected digest name synthetic")
+ImageSet = namedtuple(
+    "ImageSet", "images labels paths classes split rejected digest name synthetic"
+)
 
 
 def sub_folders(folder):
     """Lists the folders inside `folder`, sorted, without hidden ones and archive leftovers such as __MACOSX."""
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith((".", "__"))]
+    return [
+        child
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and not child.name.startswith((".", "__"))
+    ]
 
 
 def folder_layout(folder):
@@ -39,7 +45,13 @@ def folder_layout(folder):
     children = sub_folders(folder)
     if set(SPLITS) <= {child.name for child in children}:
         return "split"
-    files = (entry for child in children if not folder_layout(child) for entry in child.iterdir() if entry.name[0] != ".")
+    files = (
+        entry
+        for child in children
+        if not folder_layout(child)
+        for entry in child.iterdir()
+        if entry.name[0] != "."
+    )
     return "classes" if any(entry.is_file() for entry in files) else None
 
 
@@ -53,15 +65,26 @@ def find_image_folder(root, prefer=""):
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise UserError(f"there is no image folder {root}: give a folder with one sub-folder for each class")
+        raise UserError(
+            f"there is no image folder {root}: give a folder with one sub-folder for each class"
+        )
     levels = [[root]]
     for _ in range(2):
-        levels.append([c for folder in levels[-1] for c in sub_folders(folder) if not c.name.endswith("_extra")])
+        levels.append(
+            [
+                c
+                for folder in levels[-1]
+                for c in sub_folders(folder)
+                if not c.name.endswith("_extra")
+            ]
+        )
     levels = [[folder for folder in level if folder_layout(folder)] for level in levels]
     named = [folder for level in levels for folder in level if folder.name == prefer]
     found = named[:1] or next((level for level in levels if level), [])
     if len(found) != 1:
-        expected = f"expected {root.name}/CLASS/* or {root.name}/train/CLASS/* and {root.name}/val/CLASS/*"
+        expected = (
+            f"expected {root.name}/CLASS/* or {root.name}/train/CLASS/* and {root.name}/val/CLASS/*"
+        )
         several = f"several image folders, name one of {[str(folder.relative_to(root)) for folder in found]}"
         raise UserError(f"{root} holds {several if found else f'no images: {expected}'}")
     return found[0]
@@ -73,7 +96,9 @@ def to_rgb(image):
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError("32-bit pixels, whose range is unknown: save as 8 or 16 bit")
     if image.mode.startswith("I;16") or pixels.max() > 255:
-        return Image.fromarray((pixels.astype(np.float32) / 257).round().astype(np.uint8)).convert("RGB")  # 65535 -> 255
+        return Image.fromarray((pixels.astype(np.float32) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )  # 65535 -> 255
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -91,9 +116,13 @@ def decode_image(data):
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.array(to_rgb(ImageOps.exif_transpose(image)))
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files; each becomes a listed reason
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise many kinds on damaged files; each becomes a listed reason
         unknown = "not an image" if data else "empty file"
-        raise ValueError(unknown if isinstance(error, UnidentifiedImageError) else f"cannot be decoded: {error}") from error
+        raise ValueError(
+            unknown if isinstance(error, UnidentifiedImageError) else f"cannot be decoded: {error}"
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -116,15 +145,21 @@ def class_folders(folder):
         UserError: train/ and val/ hold different classes, or there are fewer than two.
     """
     parts = SPLITS if folder_layout(folder) == "split" else (None,)
-    listed = [(part, child) for part in parts for child in sub_folders(folder / part if part else folder)]
+    listed = [
+        (part, child) for part in parts for child in sub_folders(folder / part if part else folder)
+    ]
     names = [{child.name for part, child in listed if part == wanted} for wanted in parts]
     if not all(name.isprintable() for name in names[0]):
-        raise UserError(f"{folder}: class folders with names that are no text: {ascii(sorted(names[0]))}; rename them")
+        raise UserError(
+            f"{folder}: class folders with names that are no text: {ascii(sorted(names[0]))}; rename them"
+        )
     if names[0] != names[-1]:
         only = f"only in train: {sorted(names[0] - names[1])}; only in val: {sorted(names[1] - names[0])}"
         raise UserError(f"{folder}: train/ and val/ hold different classes ({only})")
     if len(names[0]) < 2:
-        raise UserError(f"{folder}: classification needs two classes or more, each in a folder of its own; found: {sorted(names[0])}")
+        raise UserError(
+            f"{folder}: classification needs two classes or more, each in a folder of its own; found: {sorted(names[0])}"
+        )
     return listed
 
 
@@ -162,23 +197,46 @@ def load_images(folder, prefer=""):
     folder = find_image_folder(folder, prefer)
     listed = class_folders(folder)
     classes = sorted({child.name for _, child in listed})
-    images, kept, rejected, digest = DecodedImages(), [], [], hashlib.sha256("\0".join(classes).encode())
+    images, kept, rejected, digest = (
+        DecodedImages(),
+        [],
+        [],
+        hashlib.sha256("\0".join(classes).encode()),
+    )
     for part, class_folder in listed:
         for path in sorted(class_folder.iterdir()):
-            relative = path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()  # always printable
+            relative = (
+                path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
+            )  # always printable
             try:
                 image, file_hash = read_image(path)
             except (OSError, ValueError) as error:
-                rejected.append((relative, " ".join(str(getattr(error, "strerror", None) or error).split())))
+                rejected.append(
+                    (relative, " ".join(str(getattr(error, "strerror", None) or error).split()))
+                )
                 continue
             images.keep(image, path, file_hash)
             kept.append((classes.index(class_folder.name), relative, part))
             digest.update(f"\0{relative}\0".encode() + file_hash)
         if not kept or (folder / kept[-1][1]).parent != class_folder:
-            last = rejected[-1:] if rejected and (folder / rejected[-1][0]).parent == class_folder else "the folder is empty"
-            raise UserError(f"class {class_folder.name}: no image can be read in {class_folder} ({last})")
+            last = (
+                rejected[-1:]
+                if rejected and (folder / rejected[-1][0]).parent == class_folder
+                else "the folder is empty"
+            )
+            raise UserError(
+                f"class {class_folder.name}: no image can be read in {class_folder} ({last})"
+            )
     labels, paths, split = zip(*kept)
-    of_files = images, torch.tensor(labels), paths, classes, split if split[0] else None, rejected, digest.hexdigest()
+    of_files = (
+        images,
+        torch.tensor(labels),
+        paths,
+        classes,
+        split if split[0] else None,
+        rejected,
+        digest.hexdigest(),
+    )
     return ImageSet(*of_files, folder.resolve().name, (folder / "SYNTHETIC").is_file())
 
 
@@ -194,19 +252,28 @@ def split_indices(labels, *, val_size, seed, classes=None):
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}: give a whole number from 0 to {2**32 - 1}")
     try:
-        parts = train_test_split(range(len(labels)), test_size=n_val, stratify=labels, random_state=seed)
+        parts = train_test_split(
+            range(len(labels)), test_size=n_val, stratify=labels, random_state=seed
+        )
     except ValueError:  # scikit-learn's word for too small
         parts = [[], []]
     train, val = (torch.tensor(sorted(part), dtype=torch.int64) for part in parts)
     if min(len(labels[part].unique()) for part in (train, val)) < len(counts):
         smallest = counts.index(min(counts))
         advice = f"class {classes[smallest] if classes else smallest} has {counts[smallest]}, and every class needs images in both"
-        raise UserError(f"cannot split {len(labels)} images, {n_val} of them to validation: {advice}: add images")
+        raise UserError(
+            f"cannot split {len(labels)} images, {n_val} of them to validation: {advice}: add images"
+        )
     return train, val
 
 
 def split_images(image_set, *, val_size, seed):
     """Splits an ImageSet as it was shipped (train/, val/), else by `split_indices`: (train, val) int64 index tensors."""
     if image_set.split is None:
-        return split_indices(image_set.labels, val_size=val_size, seed=seed, classes=image_set.classes)
-    return tuple(torch.tensor([i for i, part in enumerate(image_set.split) if part == wanted]) for wanted in SPLITS)
+        return split_indices(
+            image_set.labels, val_size=val_size, seed=seed, classes=image_set.classes
+        )
+    return tuple(
+        torch.tensor([i for i, part in enumerate(image_set.split) if part == wanted])
+        for wanted in SPLITS
+    )

@@ -27,7 +27,15 @@ HYMENOPTERA_COUNTS = {"train/ants": 124, "train/bees": 121, "val/ants": 70, "val
 # The pin is to be checked online; it could not be checked yet. The class counts decide.
 MANGA_FACE_HANDLE = "mertkkl/manga-facial-expressions/versions/1"
 MANGA_FACE_URL = "https://www.kaggle.com/datasets/mertkkl/manga-facial-expressions"
-MANGA_FACE_COUNTS = {"angry": 53, "crying": 55, "embarrassed": 66, "happy": 86, "pleased": 37, "sad": 56, "shock": 102}
+MANGA_FACE_COUNTS = {
+    "angry": 53,
+    "crying": 55,
+    "embarrassed": 66,
+    "happy": 86,
+    "pleased": 37,
+    "sad": 56,
+    "shock": 102,
+}
 KAGGLE_ADDRESS = ("api.kaggle.com", 443)
 COUNTED_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 CONNECT_SECONDS = 12
@@ -51,7 +59,9 @@ def fetch_url(url, path, advice):
     try:
         with urlopen(url, timeout=CONNECT_SECONDS) as response, open(path, "wb") as file:
             total = response.length
-            with tqdm(desc=path.name, total=total, unit="B", unit_scale=True, file=sys.stdout, ascii=True) as bar:
+            with tqdm(
+                desc=path.name, total=total, unit="B", unit_scale=True, file=sys.stdout, ascii=True
+            ) as bar:
                 while block := response.read(1 << 18):
                     bar.update(file.write(block))
             if total is not None and bar.n != total:
@@ -69,13 +79,23 @@ def unpack_zip(archive, folder, advice):
     try:
         with zipfile.ZipFile(archive) as members:
             for member in members.infolist():
-                name = member.orig_filename.replace("\\", "/")  # as stored: zipfile mends some names silently
-                linked = member.external_attr >> 28 not in (0, 4, 8)  # Unix file types: unknown, folder, file
+                name = member.orig_filename.replace(
+                    "\\", "/"
+                )  # as stored: zipfile mends some names silently
+                linked = member.external_attr >> 28 not in (
+                    0,
+                    4,
+                    8,
+                )  # Unix file types: unknown, folder, file
                 if linked or name.startswith("/") or ".." in name.split("/") or ":" in name:
-                    raise UserError(f"{archive.name}: unsafe member {name!r}, nothing was unpacked. {advice}")
+                    raise UserError(
+                        f"{archive.name}: unsafe member {name!r}, nothing was unpacked. {advice}"
+                    )
             members.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{archive.name} came down damaged: {error}. Run again. {advice}") from error
+        raise UserError(
+            f"{archive.name} came down damaged: {error}. Run again. {advice}"
+        ) from error
 
 
 def check_counts(folder, expected, advice):
@@ -84,11 +104,24 @@ def check_counts(folder, expected, advice):
     Raises:
         UserError: the counts are not exactly `expected`, a dict {"folder": n}.
     """
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in COUNTED_SUFFIXES]
-    found = Counter(path.parent.as_posix() for path in files if not any(part.startswith(".") for part in path.parts))
+    files = [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in COUNTED_SUFFIXES
+    ]
+    found = Counter(
+        path.parent.as_posix()
+        for path in files
+        if not any(part.startswith(".") for part in path.parts)
+    )
     if found != expected:
-        wanted, got = (", ".join(f"{name} {n}" for name, n in sorted(counts.items())) for counts in (expected, found))
-        raise UserError(f"What came down is not the data expected: {wanted}; found {got or 'no images'}. {advice}")
+        wanted, got = (
+            ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+            for counts in (expected, found)
+        )
+        raise UserError(
+            f"What came down is not the data expected: {wanted}; found {got or 'no images'}. {advice}"
+        )
 
 
 @contextmanager
@@ -135,14 +168,27 @@ def fetch_from_kaggle(handle, folder, advice):
     try:
         import kagglehub
     except ImportError:
-        raise UserError(f"Downloading from Kaggle needs kagglehub: pip install kagglehub. {advice}") from None
+        raise UserError(
+            f"Downloading from Kaggle needs kagglehub: pip install kagglehub. {advice}"
+        ) from None
     try:  # asked first whether it answers: kagglehub alone would wait for minutes
         socket.create_connection(KAGGLE_ADDRESS, timeout=CONNECT_SECONDS).close()
         # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are waited for endlessly.
-        with patch.dict(os.environ, {"KAGGLEHUB_CACHE": str(folder), "DISABLE_COLAB_CACHE": "1", "DISABLE_KAGGLE_CACHE": "1"}):
+        with patch.dict(
+            os.environ,
+            {
+                "KAGGLEHUB_CACHE": str(folder),
+                "DISABLE_COLAB_CACHE": "1",
+                "DISABLE_KAGGLE_CACHE": "1",
+            },
+        ):
             kagglehub.dataset_download(handle)
-    except Exception as error:  # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver
-        raise DownloadError(f"Cannot fetch {handle} from Kaggle: {' '.join(str(error).split())}. {advice}") from error
+    except (
+        Exception
+    ) as error:  # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver
+        raise DownloadError(
+            f"Cannot fetch {handle} from Kaggle: {' '.join(str(error).split())}. {advice}"
+        ) from error
 
 
 def download_manga_faces(data_root):
@@ -159,7 +205,9 @@ def download_manga_faces(data_root):
     with folder_to_become(target) as folder:
         fetch_from_kaggle(MANGA_FACE_HANDLE, folder, advice)
         # The archive may have folders of its own, below kagglehub's (datasets/OWNER/NAME/versions/1).
-        places = [path.parent for path in sorted(folder.rglob("angry")) if "__MACOSX" not in path.parts]
+        places = [
+            path.parent for path in sorted(folder.rglob("angry")) if "__MACOSX" not in path.parts
+        ]
         check_counts(places[0] if places else folder, MANGA_FACE_COUNTS, advice)
         places[0].rename(target)
     return target

@@ -37,7 +37,10 @@ def to_pillow(image):
 def files_by_name(folder):
     """Every file in the class folders -> {its name in an ImageSet's `paths`: Path}."""
     files = (path for _, child in class_folders(folder) for path in child.iterdir())
-    return {path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode(): path for path in files}
+    return {
+        path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode(): path
+        for path in files
+    }
 
 
 def take_fingerprints(image_set, folder):
@@ -52,8 +55,19 @@ def take_fingerprints(image_set, folder):
         with Image.open(files[path]) as opened:
             mode = opened.mode
         picture = to_pillow(image)
-        bits, mirrored = (imagehash.phash(p, hash_size=HASH_SIZE).hash.ravel() for p in (picture, ImageOps.mirror(picture)))
-        rows.append((hashlib.sha256(files[path].read_bytes()).digest(), tensor_hash(image), bits, mirrored, mode))
+        bits, mirrored = (
+            imagehash.phash(p, hash_size=HASH_SIZE).hash.ravel()
+            for p in (picture, ImageOps.mirror(picture))
+        )
+        rows.append(
+            (
+                hashlib.sha256(files[path].read_bytes()).digest(),
+                tensor_hash(image),
+                bits,
+                mirrored,
+                mode,
+            )
+        )
     file_hash, pixel_hash, bits, mirrored, mode = zip(*rows)
     return Fingerprints(file_hash, pixel_hash, np.stack(bits), np.stack(mirrored), mode)
 
@@ -64,7 +78,14 @@ def find_exact_copies(prints):
     for index, (pixels, content) in enumerate(zip(prints.pixel_hash, prints.file_hash)):
         first = first_of.setdefault(pixels, index)
         if first != index:
-            copies.append(Copy(first, index, 0, "same bytes" if content == prints.file_hash[first] else "same pixels"))
+            copies.append(
+                Copy(
+                    first,
+                    index,
+                    0,
+                    "same bytes" if content == prints.file_hash[first] else "same pixels",
+                )
+            )
     return copies
 
 
@@ -80,12 +101,20 @@ def find_near_copies(prints, exact=(), block=1000):
     """
     index = np.setdiff1d(np.arange(len(prints.bits)), [copy.second for copy in exact])
     copies = []
-    for start in range(0, len(index), block):  # a block of rows at a time: N x N distances of 20,000 images would take 3 GB
+    for start in range(
+        0, len(index), block
+    ):  # a block of rows at a time: N x N distances of 20,000 images would take 3 GB
         rows = index[start : start + block]
-        plain, mirrored = (hamming(prints.bits[rows], side[index]) for side in (prints.bits, prints.mirrored))
+        plain, mirrored = (
+            hamming(prints.bits[rows], side[index]) for side in (prints.bits, prints.mirrored)
+        )
         distance = np.minimum(plain, mirrored)
         for row, column in zip(*np.nonzero((distance <= NEAR_BITS) & (index > rows[:, None]))):
-            how = "similar" if plain[row, column] <= mirrored[row, column] else "similar when mirrored"
+            how = (
+                "similar"
+                if plain[row, column] <= mirrored[row, column]
+                else "similar when mirrored"
+            )
             copies.append(Copy(int(rows[row]), int(index[column]), int(distance[row, column]), how))
     return sorted(copies, key=lambda copy: (copy.distance, copy.first, copy.second))
 

@@ -29,9 +29,12 @@ def view_blocks(image_set, views, *, seed, keep=0):
 
     The last `keep` blocks that were rendered for one backbone are kept for the next (5 MB each at 224 px).
     """
+
     @functools.lru_cache(maxsize=keep)
     def block(view, *part):
-        return render_view(image_set, views.train if view else views.val, view=view, seed=seed, indices=part)
+        return render_view(
+            image_set, views.train if view else views.val, view=view, seed=seed, indices=part
+        )
 
     return lambda view, indices: (block(view, *part.tolist()) for part in indices.split(32))
 
@@ -54,7 +57,9 @@ def extract(lower, views, *, device, precision):
     features = []
     for block in one_ahead(views.split(32) if isinstance(views, torch.Tensor) else views):
         batch_size = choose_batch_size(device, block[0, 0].numel())
-        for images in block.to(device).contiguous(memory_format=torch.channels_last).split(batch_size):
+        for images in (
+            block.to(device).contiguous(memory_format=torch.channels_last).split(batch_size)
+        ):
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 features.append(lower(images).float())
     return torch.cat(features).cpu()
@@ -78,7 +83,9 @@ def extract_large(lower, views, count, folder, *, device, precision):
             file.flush()
             kept = torch.from_file(file.name, shared=True, size=written // first.element_size())
     except OSError as error:
-        raise UserError(f"activations cannot be written to {folder} ({error.strerror}): make room, or cut later") from error
+        raise UserError(
+            f"activations cannot be written to {folder} ({error.strerror}): make room, or cut later"
+        ) from error
     return kept.view(count, *first.shape[1:])
 
 
@@ -90,14 +97,23 @@ def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
     `timings`: "training views", "validation images", and "features from disk" for what an earlier run has computed.
     """
     device = next(lower.parameters()).device
-    key = key | {"weights": state_hash(lower), "cut": "features", "device": device.type, "versions": machine()["versions"]}
+    key = key | {
+        "weights": state_hash(lower),
+        "cut": "features",
+        "device": device.type,
+        "versions": machine()["versions"],
+    }
     key["revision"] = 1  # of rendering and folding: raised whenever they compute something else
     folded = fold_batchnorm(lower)
 
     @functools.cache
     def draw(part, view):
         precision = torch.float32 if part == "val" else choose_precision(device)
-        wanted = key | {"indices": indices[part].tolist(), "view": view, "precision": str(precision)}
+        wanted = key | {
+            "indices": indices[part].tolist(),
+            "view": view,
+            "precision": str(precision),
+        }
         phase, started = "features from disk", time.perf_counter()
 
         def compute():

@@ -24,12 +24,16 @@ def mcnemar_p(correct_a, correct_b):
 @functools.lru_cache(maxsize=2)
 def resamples(n, count=10_000):
     """Bootstrap samples of n images, as the share [count, n] (fp32) that each image has in a sample. Always the same ones."""
-    return (np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=count) / n).astype(np.float32)
+    return (np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=count) / n).astype(
+        np.float32
+    )
 
 
 def bootstrap_interval(values, count=10_000):
     """95 % percentile interval (low, high) of the mean of `values` [N], one an image (Efron 1979, Annals of Statistics 7, p. 1)."""
-    low, high = np.quantile(resamples(len(values), count) @ np.asarray(values, np.float32), [0.025, 0.975])
+    low, high = np.quantile(
+        resamples(len(values), count) @ np.asarray(values, np.float32), [0.025, 0.975]
+    )
     return float(low), float(high)
 
 
@@ -41,7 +45,10 @@ def macro_f1_interval(labels, predicted, count=2_000):
     classes, shares = np.arange(labels.max() + 1)[:, None], resamples(len(labels), count)
     true, scores = labels == classes, np.zeros(count)
     for guess in predicted:
-        hits, guessed = (shares @ (part.T.astype(np.float32)) for part in (true & (guess == classes), guess == classes))
+        hits, guessed = (
+            shares @ (part.T.astype(np.float32))
+            for part in (true & (guess == classes), guess == classes)
+        )
         total = guessed + shares @ true.T.astype(np.float32)
         scores += np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(1)
     low, high = np.quantile(scores / len(predicted), [0.025, 0.975])
@@ -54,7 +61,10 @@ def calibration_error(probabilities, labels, bins=15):
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
-    return float(sum(abs(confidence[part].mean() - correct[part].mean()) * len(part) for part in parts) / len(labels))
+    return float(
+        sum(abs(confidence[part].mean() - correct[part].mean()) * len(part) for part in parts)
+        / len(labels)
+    )
 
 
 def corrected_resampled_t(differences, test_share):
@@ -68,7 +78,13 @@ def corrected_resampled_t(differences, test_share):
     error = float(np.sqrt((1 / folds + test_share) * np.var(differences, ddof=1)))
     reach = error * stats.t.ppf(0.975, folds - 1)
     p = 2 * stats.t.sf(abs(mean) / error, folds - 1) if error else float(mean == 0)
-    return {"difference": mean, "error": error, "low": mean - reach, "high": mean + reach, "p": float(p)}
+    return {
+        "difference": mean,
+        "error": error,
+        "low": mean - reach,
+        "high": mean + reach,
+        "p": float(p),
+    }
 
 
 def holm(p_values):
@@ -105,6 +121,7 @@ def debiased_cka(x, y):
     scale, 0 on average for unrelated ones, which the plain one is not where N is small (Kornblith et al. 2019, ICML, section 3;
     unbiased as in Song et al. 2012, JMLR 13, p. 1399).
     """
+
     def centred(features):
         gram = np.asarray(features, np.float64) @ np.asarray(features, np.float64).T
         n = len(gram)

@@ -32,7 +32,9 @@ def draw_folds(labels, groups, folds, seed):
     """Stratified folds -> list of (train, test) index arrays; where `groups` is not None, no group is in two of them."""
     if groups is None:
         return [*StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)]
-    return [*StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)]
+    return [
+        *StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+    ]
 
 
 def out_of_fold(features, labels, folds):
@@ -41,18 +43,31 @@ def out_of_fold(features, labels, folds):
     A class that a training fold lacks gets probability 0 there.
     """
     probabilities = np.zeros((len(labels), labels.max() + 1))
-    with threadpool_limits(1):  # matrices this small gain nothing from threads, and the sums stay in one order
+    with threadpool_limits(
+        1
+    ):  # matrices this small gain nothing from threads, and the sums stay in one order
         for train, test in folds:
             model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
             model.fit(features[train].astype(np.float64), labels[train])
-            probabilities[np.ix_(test, model[-1].classes_)] = model.predict_proba(features[test].astype(np.float64))
+            probabilities[np.ix_(test, model[-1].classes_)] = model.predict_proba(
+                features[test].astype(np.float64)
+            )
     return probabilities
 
 
 def label_probabilities(features, labels, groups, repeats=REPEATS):
     """Out-of-fold probabilities [N, C], averaged over repeats; copies of an image (equal `groups`) are in one fold."""
-    folds, kept = choose_folds(labels, groups), groups if len(np.unique(groups)) < len(groups) else None
-    return np.mean([out_of_fold(features, labels, draw_folds(labels, kept, folds, seed)) for seed in range(repeats)], axis=0)
+    folds, kept = (
+        choose_folds(labels, groups),
+        groups if len(np.unique(groups)) < len(groups) else None,
+    )
+    return np.mean(
+        [
+            out_of_fold(features, labels, draw_folds(labels, kept, folds, seed))
+            for seed in range(repeats)
+        ],
+        axis=0,
+    )
 
 
 def find_suspects(labels, probabilities):
@@ -64,7 +79,9 @@ def find_suspects(labels, probabilities):
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    suspects = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    suspects = find_label_issues(
+        labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
+    )
     return suspects, get_label_quality_scores(labels, probabilities, method="self_confidence")
 
 
@@ -73,7 +90,9 @@ def flip_labels(labels, share, seed):
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(labels), max(1, round(share * len(labels))), replace=False)
     flipped = labels.copy()
-    flipped[chosen] = (flipped[chosen] + rng.integers(1, labels.max() + 1, len(chosen))) % (labels.max() + 1)
+    flipped[chosen] = (flipped[chosen] + rng.integers(1, labels.max() + 1, len(chosen))) % (
+        labels.max() + 1
+    )
     return flipped, chosen
 
 
@@ -86,16 +105,31 @@ def check_suspects(features, labels, groups, *, share=0.05, repeats=3):
     for seed in range(repeats):
         wrong, chosen = flip_labels(labels, share, seed)
         if choose_folds(wrong, groups):
-            suspects, quality = find_suspects(wrong, label_probabilities(features, wrong, groups, repeats=1))
+            suspects, quality = find_suspects(
+                wrong, label_probabilities(features, wrong, groups, repeats=1)
+            )
             first = np.argsort(quality, kind="stable")[: len(chosen)]
-            rows.append((len(chosen), np.isin(chosen, suspects).mean(), np.isin(chosen, first).mean(), len(suspects)))
-    return dict(zip(("flipped", "recall", "recall_top", "flagged"), np.mean(rows, axis=0).tolist())) if rows else {}
+            rows.append(
+                (
+                    len(chosen),
+                    np.isin(chosen, suspects).mean(),
+                    np.isin(chosen, first).mean(),
+                    len(suspects),
+                )
+            )
+    return (
+        dict(zip(("flipped", "recall", "recall_top", "flagged"), np.mean(rows, axis=0).tolist()))
+        if rows
+        else {}
+    )
 
 
 def page_of(path):
     """The page that an image was cut from, where its file name says so, as PAGE_X_Y_W_H or with "page" and a number; else None."""
     stem = PurePosixPath(path).stem
-    named = re.fullmatch(r"(.+?)_\d+_\d+_\d+_\d+", stem) or re.match(r"(.*?page[-_ ]?\d+)(?!\d)", stem, re.IGNORECASE)
+    named = re.fullmatch(r"(.+?)_\d+_\d+_\d+_\d+", stem) or re.match(
+        r"(.*?page[-_ ]?\d+)(?!\d)", stem, re.IGNORECASE
+    )
     return named[1] if named else None
 
 
@@ -109,25 +143,43 @@ def measure_leak(features, labels, groups, grouping, repeats=REPEATS):
     labels = np.unique(labels, return_inverse=True)[1]
     if not (folds := choose_folds(labels, groups)) or labels.max() < 1:
         return None
-    correct = np.array([
-        [out_of_fold(features, labels, draw_folds(labels, kept, folds, seed)).argmax(1) == labels for seed in range(repeats)]
-        for kept in (None, groups)
-    ])  # [2, repeats, N]
+    correct = np.array(
+        [
+            [
+                out_of_fold(features, labels, draw_folds(labels, kept, folds, seed)).argmax(1)
+                == labels
+                for seed in range(repeats)
+            ]
+            for kept in (None, groups)
+        ]
+    )  # [2, repeats, N]
     random, grouped = correct.mean(axis=2)
     difference = (correct[0].astype(float) - correct[1]).mean(axis=0)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=2000)
+    drawn = np.random.default_rng(0).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=2000
+    )
     resampled = drawn @ np.bincount(groups, weights=difference) / (drawn @ np.bincount(groups))
     low, high = np.quantile(resampled, (0.025, 0.975))
-    return LeakTest(grouping, len(labels), len(names), folds, random, grouped, difference.mean(), low, high)
+    return LeakTest(
+        grouping, len(labels), len(names), folds, random, grouped, difference.mean(), low, high
+    )
 
 
 def measure_page_leak(features, labels, paths):
     """`measure_leak` on the images that have a page name; classes on fewer than two pages are left out. None where that
     leaves no two classes."""
     pages = np.array([page_of(path) or "" for path in paths])
-    kept = [label for label in np.unique(labels) if len(np.unique(pages[(labels == label) & (pages != "")])) > 1]
+    kept = [
+        label
+        for label in np.unique(labels)
+        if len(np.unique(pages[(labels == label) & (pages != "")])) > 1
+    ]
     chosen = np.isin(labels, kept) & (pages != "")
-    return measure_leak(features[chosen], labels[chosen], pages[chosen], "page") if len(kept) > 1 else None
+    return (
+        measure_leak(features[chosen], labels[chosen], pages[chosen], "page")
+        if len(kept) > 1
+        else None
+    )
 
 
 def measure_leaks(features, labels, paths, groups):

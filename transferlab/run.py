@@ -16,7 +16,11 @@ from .errors import UserError
 from .synthetic import draw_faces, draw_insects
 from .weights import fill_weights
 
-NOTEBOOKS = {"01": "01_resnet50_ani_fine_tune", "02": "02_densenet121_ani_fine_tune", "03": "03_advanced_hymenoptera_analysis"}
+NOTEBOOKS = {
+    "01": "01_resnet50_ani_fine_tune",
+    "02": "02_densenet121_ani_fine_tune",
+    "03": "03_advanced_hymenoptera_analysis",
+}
 # Notebook -> (name of its data folder, how it is fetched, how its stand-in is drawn).
 FACES = ("manga_facial_expressions", download_manga_faces, draw_faces)
 INSECTS = ("hymenoptera_data", download_hymenoptera, draw_insects)
@@ -42,7 +46,9 @@ def find_data(number, data, data_root):
         return fetch(data_root)
     except DownloadError as error:
         folder = data_root / f"synthetic_{name}"
-        print(f"{error}\n-> no data for notebook {number}: using drawn pictures instead, {folder} (marked synthetic everywhere)")
+        print(
+            f"{error}\n-> no data for notebook {number}: using drawn pictures instead, {folder} (marked synthetic everywhere)"
+        )
         return draw(folder)
 
 
@@ -67,7 +73,9 @@ def find_run_weights(weights, weights_root):
     print(f"the hub of pretrained weights does not answer ({reason})")
     try:
         for name, what in fill_weights(["efficientnet_lite0"], weights_root).items():
-            print(f"-> {name}: {what}; other backbones start from random weights and measure no transfer")
+            print(
+                f"-> {name}: {what}; other backbones start from random weights and measure no transfer"
+            )
     except UserError as error:
         print(f"-> {error}; all backbones start from random weights and measure no transfer")
         return "auto"
@@ -86,12 +94,20 @@ def run_notebook(source, copy, parameters):
         raise UserError("running the notebooks needs papermill: pip install papermill") from None
     try:
         papermill.execute_notebook(
-            str(source), str(copy), parameters=parameters, kernel_name="python3", progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr, cwd=str(copy.parent),
+            str(source),
+            str(copy),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            cwd=str(copy.parent),
         )
     except papermill.PapermillExecutionError as error:
         message = error.evalue if error.ename == "UserError" else f"{error.ename}: {error.evalue}"
-        raise UserError(f"{source.name} stopped: {message} (executed as far as that: {copy})") from error
+        raise UserError(
+            f"{source.name} stopped: {message} (executed as far as that: {copy})"
+        ) from error
 
 
 def list_outputs(out):
@@ -103,11 +119,13 @@ def result_table(summaries):
     """The runs as a table for the terminal."""
     rows = [
         {
-            "model": s["model"], "accuracy": f"{s['best']['val_acc']:.1%}",
+            "model": s["model"],
+            "accuracy": f"{s['best']['val_acc']:.1%}",
             "best epoch/epochs": f"{s['best']['epoch']}/{s['epochs_run']}",
             "seconds": seconds_text(s),
             "data": s["data"] + (" (synthetic)" if s["synthetic"] else ""),
-            "weights": s["weights"]["source"] + (": measures no transfer" if s["weights"]["kind"] == "random" else ""),
+            "weights": s["weights"]["source"]
+            + (": measures no transfer" if s["weights"]["kind"] == "random" else ""),
         }
         for s in summaries
     ]
@@ -123,7 +141,9 @@ def trim_cache(cache_dir, bound):
         print(f"warning: {error}")
 
 
-def run_study(*, only="", data="", weights="", out=".", epochs=30, views=None, seed=42, cache_dir=""):
+def run_study(
+    *, only="", data="", weights="", out=".", epochs=30, views=None, seed=42, cache_dir=""
+):
     """Executes the notebooks (all, or the one numbered `only`) as copies under `out`/result and prints a table of the runs.
 
     `views` None: DEFAULT_VIEWS, on drawn pictures DRAWN_VIEWS.
@@ -133,9 +153,15 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=None, s
     """
     numbers = [only] if only else list(NOTEBOOKS)
     root = Path(__file__).resolve().parents[1]
-    missing = [number for number in numbers if not (root / f"{NOTEBOOKS.get(number, number)}.ipynb").is_file()]
+    missing = [
+        number
+        for number in numbers
+        if not (root / f"{NOTEBOOKS.get(number, number)}.ipynb").is_file()
+    ]
     if missing:
-        raise UserError(f"no notebook {missing[0]} in {root}: run from a clone of the repository, one of {list(NOTEBOOKS)}")
+        raise UserError(
+            f"no notebook {missing[0]} in {root}: run from a clone of the repository, one of {list(NOTEBOOKS)}"
+        )
     bound = cache_bound()
     if cache_dir:
         cache_dir = Path(cache_dir).expanduser().resolve()  # the notebooks run in another folder
@@ -143,17 +169,33 @@ def run_study(*, only="", data="", weights="", out=".", epochs=30, views=None, s
     out = prepare_out_dir(out).resolve()
     before, stamp = list_outputs(out), new_stamp(out)
     weights = find_run_weights(weights, Path("weights"))
-    folders = {number: find_data(number, data, Path("data")).resolve() for number in numbers}  # all before any time is spent
+    folders = {
+        number: find_data(number, data, Path("data")).resolve() for number in numbers
+    }  # all before any time is spent
     try:
         for number, folder in folders.items():
             copy = out / "result" / f"{NOTEBOOKS[number]}_{stamp}.ipynb"
             print(f"\n== {NOTEBOOKS[number]} on {folder} -> {copy}", flush=True)
             kept = views or (DRAWN_VIEWS if (folder / "SYNTHETIC").is_file() else DEFAULT_VIEWS)
-            parameters = {"data_dir": str(folder), "weights": weights, "epochs": epochs, "views": kept, "seed": seed}
-            run_notebook(root / f"{NOTEBOOKS[number]}.ipynb", copy, parameters | {"out_dir": str(out), "cache_dir": str(cache_dir)})
+            parameters = {
+                "data_dir": str(folder),
+                "weights": weights,
+                "epochs": epochs,
+                "views": kept,
+                "seed": seed,
+            }
+            run_notebook(
+                root / f"{NOTEBOOKS[number]}.ipynb",
+                copy,
+                parameters | {"out_dir": str(out), "cache_dir": str(cache_dir)},
+            )
     finally:
         trim_cache(cache_dir, bound)
     written = sorted(list_outputs(out) - before)
-    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in written if "_summary_" in path.name]
-    print(f"\n{result_table(sorted(summaries, key=lambda s: s['stamp']))}\n\n{len(written)} files written:")
+    summaries = [
+        json.loads(path.read_text(encoding="utf-8")) for path in written if "_summary_" in path.name
+    ]
+    print(
+        f"\n{result_table(sorted(summaries, key=lambda s: s['stamp']))}\n\n{len(written)} files written:"
+    )
     print("\n".join(f"  {path.relative_to(out)}" for path in written))

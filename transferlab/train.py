@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from .errors import UserError
 
-HISTORY_COLUMNS = "epoch train_loss train_acc train_loss_clean train_acc_clean val_loss val_acc seconds".split()
+HISTORY_COLUMNS = (
+    "epoch train_loss train_acc train_loss_clean train_acc_clean val_loss val_acc seconds".split()
+)
 
 
 # A dict for each epoch; the best epoch, counted from 1; the trained part's state dict there.
@@ -34,7 +36,9 @@ def evaluate(upper, x, y, *, batch_size=None):
     return {"loss": loss, "accuracy": accuracy, "logits": logits, "predictions": predictions}
 
 
-def train_one_epoch(upper, optimizer, x, y, order, batch_size, mix=None, schedule=None, stay_eval=(), **loss_options):
+def train_one_epoch(
+    upper, optimizer, x, y, order, batch_size, mix=None, schedule=None, stay_eval=(), **loss_options
+):
     """One pass over x [N, ...] in the given order -> (mean loss, accuracy), both as seen during training.
 
     `mix(x, y)` makes other inputs and targets of a batch, as MixUp and CutMix do; accuracy is then against the labels that were
@@ -71,9 +75,26 @@ def check_loss(loss, x, epoch, lr):
 
 
 def train(
-    upper, view_of, labels, val_x, val_y, *, clean_x, epochs=30, patience=5, batch_size=32, lr=1e-3, weight_decay=0.0,
-    label_smoothing=0.0, class_weights=None, parameters=None, schedule=None, mix=None, stay_eval=(),
-    seed=0, progress=False
+    upper,
+    view_of,
+    labels,
+    val_x,
+    val_y,
+    *,
+    clean_x,
+    epochs=30,
+    patience=5,
+    batch_size=32,
+    lr=1e-3,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    class_weights=None,
+    parameters=None,
+    schedule=None,
+    mix=None,
+    stay_eval=(),
+    seed=0,
+    progress=False,
 ):
     """Trains `upper` with Adam and cross-entropy on kept features; restores the best epoch's weights -> TrainResult.
 
@@ -95,19 +116,35 @@ def train(
     labels, val_y = labels.to(device), val_y.to(device)
     parameters = parameters or [p for p in upper.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
-    options = {"mix": mix, "stay_eval": stay_eval, "schedule": schedule and torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)}
+    options = {
+        "mix": mix,
+        "stay_eval": stay_eval,
+        "schedule": schedule and torch.optim.lr_scheduler.LambdaLR(optimizer, schedule),
+    }
     options |= {"label_smoothing": label_smoothing, "weight": class_weights}
     history, best = [], None
-    bar = tqdm(range(epochs), disable=not progress, ascii=True, ncols=100, desc="epochs", file=sys.stdout)
+    bar = tqdm(
+        range(epochs), disable=not progress, ascii=True, ncols=100, desc="epochs", file=sys.stdout
+    )
     for epoch in bar:
         started = time.perf_counter()
         x = view_of(epoch).to(device)
         order = torch.randperm(len(labels), generator=shuffle).to(device)
-        train_loss, train_acc = train_one_epoch(upper, optimizer, x, labels, order, batch_size, **options)
+        train_loss, train_acc = train_one_epoch(
+            upper, optimizer, x, labels, order, batch_size, **options
+        )
         clean, val = evaluate(upper, clean_x, labels), evaluate(upper, val_x, val_y)
         for loss, features in ((train_loss, x), (clean["loss"], clean_x), (val["loss"], val_x)):
             check_loss(loss, features, epoch + 1, lr)
-        row = [epoch + 1, train_loss, train_acc, clean["loss"], clean["accuracy"], val["loss"], val["accuracy"]]
+        row = [
+            epoch + 1,
+            train_loss,
+            train_acc,
+            clean["loss"],
+            clean["accuracy"],
+            val["loss"],
+            val["accuracy"],
+        ]
         history.append(dict(zip(HISTORY_COLUMNS, [*row, time.perf_counter() - started])))
         bar.set_postfix_str(f"val_loss {val['loss']:.3f} val_acc {val['accuracy']:.3f}")
         if best is None or val["loss"] < history[best]["val_loss"]:

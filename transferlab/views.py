@@ -12,15 +12,27 @@ Views = namedtuple("Views", "train val")
 
 def anime_views(size=224):
     """The study's transforms for the faces; normalisation belongs to the model, so pixels stay uint8."""
-    train = [v2.Resize((size, size)), v2.RandomHorizontalFlip(), v2.RandomRotation(15), v2.ColorJitter(0.2, 0.2, 0.2)]
+    train = [
+        v2.Resize((size, size)),
+        v2.RandomHorizontalFlip(),
+        v2.RandomRotation(15),
+        v2.ColorJitter(0.2, 0.2, 0.2),
+    ]
     return Views(train=v2.Compose(train), val=v2.Compose([v2.Resize((size, size))]))
 
 
 def hymenoptera_views(size=224):
     """The study's transforms for ants and bees; the clean view is the tutorial's Resize(256), CenterCrop(224)."""
-    train = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.RandomRotation(30), v2.ColorJitter(0.2, 0.2, 0.2)]
+    train = [
+        v2.RandomResizedCrop(size),
+        v2.RandomHorizontalFlip(),
+        v2.RandomRotation(30),
+        v2.ColorJitter(0.2, 0.2, 0.2),
+    ]
     train.append(v2.RandomAffine(0, translate=(0.1, 0.1)))
-    return Views(train=v2.Compose(train), val=v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)]))
+    return Views(
+        train=v2.Compose(train), val=v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
+    )
 
 
 VIEWS = {"faces": anime_views, "photos": hymenoptera_views}
@@ -38,7 +50,9 @@ def views_of(dataset, size=224):
 
 def view_seed(seed, view, path):
     """The seed of one image's view, hashed from (seed, view, path), so that it depends on nothing else."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{view}/{path}".encode()).digest()[:7], "little")  # torch takes < 2**63
+    return int.from_bytes(
+        hashlib.sha256(f"{seed}/{view}/{path}".encode()).digest()[:7], "little"
+    )  # torch takes < 2**63
 
 
 def render_view(image_set, transform, *, view, seed, indices=None):

@@ -40,6 +40,7 @@ class Record:
 
     def watch(self, backbone, head):
         """Counts the images whose features reach the head, in training and in validation; remembers what is frozen."""
+
         def count(head, inputs, logits):
             if head.training:
                 self.seen += len(logits)
@@ -52,7 +53,12 @@ class Record:
 
     def epoch(self, val_loss, val_acc):
         """Ends an epoch: the mean loss (nats) and the accuracy (0 to 1) on validation, and the images since the last one."""
-        row = {"val_loss": float(val_loss), "val_acc": float(val_acc), "seen": self.seen, "evaluated": self.evaluated}
+        row = {
+            "val_loss": float(val_loss),
+            "val_acc": float(val_acc),
+            "seen": self.seen,
+            "evaluated": self.evaluated,
+        }
         self.rows.append(row | {"end": self.seconds()})
         self.seen = self.evaluated = 0
 
@@ -76,7 +82,10 @@ class NormalizedBackbone(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.pretrained_cfg = model.to(memory_format=torch.channels_last), model.pretrained_cfg
+        self.model, self.pretrained_cfg = (
+            model.to(memory_format=torch.channels_last),
+            model.pretrained_cfg,
+        )
 
     def forward(self, images):
         return self.model(normalize(self, images.contiguous(memory_format=torch.channels_last)))
@@ -88,7 +97,11 @@ def frozen_backbone(task, record, *, uint8=False):
     The backbone takes normalised floats, or with `uint8` images as they are (channels_last).
     """
     model, _ = create_backbone(task.model, task.weights)
-    sizes = {"hidden": task.settings["hidden"], "dropout": task.settings["dropout"], "seed": task.seed}
+    sizes = {
+        "hidden": task.settings["hidden"],
+        "dropout": task.settings["dropout"],
+        "seed": task.seed,
+    }
     head = make_head(model.head_hidden_size, len(class_folders(task.folder)), **sizes)
     model.reset_classifier(0)
     backbone = (NormalizedBackbone(model) if uint8 else model).eval().requires_grad_(False)
@@ -98,7 +111,10 @@ def frozen_backbone(task, record, *, uint8=False):
 
 def split_study(labels):
     """The study's split of labels [N] -> {"train": list of indices, "val": list of indices}."""
-    return {part: index.tolist() for part, index in zip(("train", "val"), split_indices(torch.as_tensor(labels), **SPLIT))}
+    return {
+        part: index.tolist()
+        for part, index in zip(("train", "val"), split_indices(torch.as_tensor(labels), **SPLIT))
+    }
 
 
 def files_each_epoch(task, backbone):
@@ -108,9 +124,20 @@ def files_each_epoch(task, backbone):
     files), then float32 [3, H, W], normalised with the backbone's mean and std.
     """
     mean, std = (backbone.pretrained_cfg[key] for key in ("mean", "std"))
-    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()]
-    folders = {part: ImageFolder(task.folder, transform=v2.Compose([view, *to_float])) for part, view in task.views._asdict().items()}
-    return {part: Subset(folders[part], index) for part, index in split_study(folders["train"].targets).items()}
+    to_float = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean, std),
+        v2.ToPureTensor(),
+    ]
+    folders = {
+        part: ImageFolder(task.folder, transform=v2.Compose([view, *to_float]))
+        for part, view in task.views._asdict().items()
+    }
+    return {
+        part: Subset(folders[part], index)
+        for part, index in split_study(folders["train"].targets).items()
+    }
 
 
 class DecodedViews(Dataset):
@@ -129,19 +156,30 @@ class DecodedViews(Dataset):
 def decoded_once(task):
     """The same images, decoded and resized once -> {"train": Dataset, "val": Dataset} of uint8 [3, H, W]."""
     image_set, datasets = load_images(task.folder), {}
-    augment = {"train": v2.Compose([nn.Identity(), *task.views.train.transforms[1:]]), "val": nn.Identity()}
+    augment = {
+        "train": v2.Compose([nn.Identity(), *task.views.train.transforms[1:]]),
+        "val": nn.Identity(),
+    }
     for part, index in split_study(image_set.labels).items():
-        resized = [task.views.val(image_set.images[i]) for i in index]  # which is all of the clean view
+        resized = [
+            task.views.val(image_set.images[i]) for i in index
+        ]  # which is all of the clean view
         datasets[part] = DecodedViews(resized, image_set.labels[index].tolist(), augment[part])
     return datasets
 
 
 def make_loaders(datasets, task, *, persistent):
     """PyTorch's DataLoader over both datasets, the training images shuffled under the task's seed -> {"train": …, "val": …}."""
-    options = {"batch_size": task.settings["batch_size"], "num_workers": WORKERS, "persistent_workers": persistent}
+    options = {
+        "batch_size": task.settings["batch_size"],
+        "num_workers": WORKERS,
+        "persistent_workers": persistent,
+    }
     options["pin_memory"] = torch.cuda.is_available()
     order = torch.Generator().manual_seed(task.seed)
     return {
         "train": DataLoader(datasets["train"], shuffle=True, generator=order, **options),
-        "val": DataLoader(datasets["val"], generator=torch.Generator().manual_seed(task.seed), **options),
+        "val": DataLoader(
+            datasets["val"], generator=torch.Generator().manual_seed(task.seed), **options
+        ),
     }

@@ -27,7 +27,9 @@ def run(task, record):
     end = record.seconds()
     for row in reversed(result.history):
         counts = {"seen": n_train, "evaluated": n_val}
-        record.rows.insert(0, {"val_loss": row["val_loss"], "val_acc": row["val_acc"], "end": end} | counts)
+        record.rows.insert(
+            0, {"val_loss": row["val_loss"], "val_acc": row["val_acc"], "end": end} | counts
+        )
         end -= row["seconds"]
 
 

@@ -15,9 +15,13 @@ def validate(forward, head, loader, device):
     """Mean cross-entropy (nats) and accuracy (0 to 1) over a loader."""
     head.eval()
     with torch.inference_mode():
-        answers = [(head(forward(images.to(device))), labels.to(device)) for images, labels in loader]
+        answers = [
+            (head(forward(images.to(device))), labels.to(device)) for images, labels in loader
+        ]
     logits, labels = (torch.cat(parts) for parts in zip(*answers))
-    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+    return F.cross_entropy(logits, labels).item(), (
+        logits.argmax(1) == labels
+    ).float().mean().item()
 
 
 def train_epoch(forward, head, optimizer, loader, device):
@@ -66,7 +70,9 @@ def run_tuned(task, record):
     device = choose_device()
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)
-    forward = functools.partial(reduced_forward, backbone.to(device), choose_precision(device), device)
+    forward = functools.partial(
+        reduced_forward, backbone.to(device), choose_precision(device), device
+    )
     train(forward, head.to(device), loaders, task, record, device)
 
 

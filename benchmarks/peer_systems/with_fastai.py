@@ -68,8 +68,14 @@ def fit(backbone, head, dls, task, record, callbacks=()):
     """Trains the head with fastai's own loop, the body frozen."""
     with tempfile.TemporaryDirectory() as folder:
         learner = Learner(
-            dls, nn.Sequential(backbone, head), loss_func=CrossEntropyLossFlat(), metrics=accuracy, splitter=default_split,
-            opt_func=partial(OptimWrapper, opt=torch.optim.Adam), train_bn=False, path=folder,
+            dls,
+            nn.Sequential(backbone, head),
+            loss_func=CrossEntropyLossFlat(),
+            metrics=accuracy,
+            splitter=default_split,
+            opt_func=partial(OptimWrapper, opt=torch.optim.Adam),
+            train_bn=False,
+            path=folder,
             cbs=[BodyInEvalMode(), EpochRecord(record), *callbacks],
         )
         learner.freeze()
@@ -83,7 +89,13 @@ def run(task, record):
     backbone, head = frozen_backbone(task, record)
     datasets = files_each_epoch(task, backbone)
     sizes = {"bs": task.settings["batch_size"], "num_workers": WORKERS, "drop_last": False}
-    fit(backbone, head, DataLoaders.from_dsets(datasets["train"], datasets["val"], device=choose_device(), **sizes), task, record)
+    fit(
+        backbone,
+        head,
+        DataLoaders.from_dsets(datasets["train"], datasets["val"], device=choose_device(), **sizes),
+        task,
+        record,
+    )
 
 
 def run_tuned(task, record):
@@ -92,7 +104,10 @@ def run_tuned(task, record):
     torch.manual_seed(task.seed)
     device = choose_device()
     backbone, head = frozen_backbone(task, record, uint8=True)
-    loaders, precision = make_loaders(decoded_once(task), task, persistent=True), choose_precision(device)
+    loaders, precision = (
+        make_loaders(decoded_once(task), task, persistent=True),
+        choose_precision(device),
+    )
     reduced = [MixedPrecisionAnywhere(device, precision)] if precision != torch.float32 else []
     dls = DataLoaders(loaders["train"], loaders["val"], device=device)
     fit(backbone, head, dls, task, record, [ChannelsLast(), *reduced])

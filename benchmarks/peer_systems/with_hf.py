@@ -62,14 +62,33 @@ def fit(backbone, head, datasets, task, record, **options):
     optimizer = torch.optim.Adam(head.parameters(), lr=task.settings["lr"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, num_train_epochs=task.settings["epochs"], per_device_train_batch_size=batch,
-            per_device_eval_batch_size=batch, lr_scheduler_type="constant", max_grad_norm=0.0, seed=task.seed,
-            eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-            dataloader_num_workers=WORKERS, dataloader_pin_memory=gpu, remove_unused_columns=False, use_cpu=not gpu, **options,
+            output_dir=folder,
+            num_train_epochs=task.settings["epochs"],
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=batch,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            seed=task.seed,
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_num_workers=WORKERS,
+            dataloader_pin_memory=gpu,
+            remove_unused_columns=False,
+            use_cpu=not gpu,
+            **options,
         )
         Trainer(
-            FrozenClassifier(backbone, head), arguments, data_collator=collate, train_dataset=datasets["train"],
-            eval_dataset=datasets["val"], compute_metrics=accuracy, optimizers=(optimizer, None), callbacks=[EpochRecord(record)],
+            FrozenClassifier(backbone, head),
+            arguments,
+            data_collator=collate,
+            train_dataset=datasets["train"],
+            eval_dataset=datasets["val"],
+            compute_metrics=accuracy,
+            optimizers=(optimizer, None),
+            callbacks=[EpochRecord(record)],
         ).train()
 
 
@@ -84,5 +103,15 @@ def run_tuned(task, record):
     """Its mixed precision where the hardware computes in it, persistent workers, images decoded in memory, channels_last."""
     torch.manual_seed(task.seed)
     backbone, head = frozen_backbone(task, record, uint8=True)
-    reduced = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}}.get(choose_precision(choose_device()), {})
-    fit(backbone, head, decoded_once(task), task, record, dataloader_persistent_workers=True, **reduced)
+    reduced = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}}.get(
+        choose_precision(choose_device()), {}
+    )
+    fit(
+        backbone,
+        head,
+        decoded_once(task),
+        task,
+        record,
+        dataloader_persistent_workers=True,
+        **reduced,
+    )

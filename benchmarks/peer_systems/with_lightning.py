@@ -35,7 +35,10 @@ class FrozenClassifier(lightning.LightningModule):
     def validation_step(self, batch, batch_idx):
         images, labels = batch
         logits = self(images)
-        scores = {"val_loss": F.cross_entropy(logits, labels), "val_acc": (logits.argmax(1) == labels).float().mean()}
+        scores = {
+            "val_loss": F.cross_entropy(logits, labels),
+            "val_acc": (logits.argmax(1) == labels).float().mean(),
+        }
         self.log_dict(scores, batch_size=len(labels))
 
     def configure_optimizers(self):
@@ -54,17 +57,34 @@ class EpochRecord(Callback):
 
 def fit(backbone, head, loaders, task, record, precision):
     trainer = lightning.Trainer(
-        max_epochs=task.settings["epochs"], accelerator="auto", devices=1, precision=precision, callbacks=[EpochRecord(record)],
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        max_epochs=task.settings["epochs"],
+        accelerator="auto",
+        devices=1,
+        precision=precision,
+        callbacks=[EpochRecord(record)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
     )
-    trainer.fit(FrozenClassifier(backbone, head, task.settings["lr"]), loaders["train"], loaders["val"])
+    trainer.fit(
+        FrozenClassifier(backbone, head, task.settings["lr"]), loaders["train"], loaders["val"]
+    )
 
 
 def run(task, record):
     """As its users write it: ImageFolder and a DataLoader with two workers, fp32."""
     lightning.seed_everything(task.seed, verbose=False)
     backbone, head = frozen_backbone(task, record)
-    fit(backbone, head, make_loaders(files_each_epoch(task, backbone), task, persistent=False), task, record, "32-true")
+    fit(
+        backbone,
+        head,
+        make_loaders(files_each_epoch(task, backbone), task, persistent=False),
+        task,
+        record,
+        "32-true",
+    )
 
 
 def run_tuned(task, record):
