@@ -2,61 +2,123 @@
 
     python -m benchmarks.engine --data DIR --weights DIR [--rounds N] [--out DIR]
 
-ResNet50 on the manga faces by the study protocol (296/159, seed 42, no early stopping), every round:
+ResNet50 on the manga faces by the study protocol (296/159, seed 42, 30 fresh views, no early
+stopping), every round:
 
-    heads_linear, heads_study   100 heads (20 seeds x 5 folds) trained together / one after another, features given
+    heads_linear, heads_study   100 heads (20 seeds x 5 folds) trained together / one after another,
+                                features given
     epochs_linear, epochs_study the whole run with 300 epochs / with 30, the same kept views
-    second_run                  features read from disk / computed (start-up, ordinary epoch and heads in neither)
-    memory_mb                   peak memory (PSS of the process tree) of a whole run in a process of its own
-    memory_imports_mb           of which a process takes that has imported the libraries and does nothing
+    second_run                  features read from disk / computed (start-up, ordinary epoch and
+                                heads in neither)
+    memory_mb                   peak memory (PSS of the process tree) of a whole run in a process of
+                                its own
+    memory_imports_mb           of which a process takes that has imported the libraries and does
+                                nothing
 
-Both sides of a ratio are measured in the same round. One after another, heads also evaluate the clean view in every epoch, as
-`train` does and `train_many` does not; 20 of the 100 are timed. Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and
-round, and engine_{stamp}.json with the machine, versions and weights.
+Both sides of a ratio are measured in the same round. One after another, heads also evaluate the
+clean view in every epoch, as `train` does and `train_many` does not; 20 of the 100 are timed.
+Written: result/benchmarks/engine_{stamp}.csv, a row a quantity and round, and engine_{stamp}.json
+with the machine, versions and weights.
 """
 
+import argparse
 import copy
-import json
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
+from benchmarks.common import (
+    FRESH_VIEWS,
+    add_rounds,
+    check_rounds,
+    make_parser,
+    make_study,
+    prepare_out,
+    run_command,
+    write_results,
+)
 from benchmarks.memory import in_fresh_process
-from benchmarks.results import FACES, make_parser, run_command
-from transferlab.artifacts import machine, new_stamp, write_new
 from transferlab.backbones import make_head
-from transferlab.data import load_images, split_images
-from transferlab.features import view_blocks
+from transferlab.datasets import FACES
+from transferlab.features import FROM_DISK
+from transferlab.machine import Machine, this_machine
 from transferlab.many import Job, train_many
-from transferlab.run import DEFAULT_VIEWS
-from transferlab.study import STUDY_SETTINGS, Study, freeze_backbone, train_study
-from transferlab.train import train
-from transferlab.views import views_of
+from transferlab.pretrained import WeightsInfo, check_weights_place
+from transferlab.records import BenchmarkRecord, DataInfo, data_info
+from transferlab.store import open_store
+from transferlab.study import Frozen, Study, freeze_backbone, train_study
+from transferlab.train import Settings, TrainData, train
 
-SETTINGS = STUDY_SETTINGS | {"patience": 0, "views": DEFAULT_VIEWS}
-SEEDS, FOLDS = 20, 5
-
-
-def make_study(data, *, dataset=FACES, size=224, **changed):
-    """The study of a dataset, the manga faces as notebook 01 runs them, without early stopping; `changed` settings instead."""
-    image_set, transforms = load_images(data, prefer=dataset), views_of(dataset, size)
-    indices = dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=42)))
-    return Study(
-        image_set,
-        transforms,
-        indices,
-        view_blocks(image_set, transforms, seed=42),
-        SETTINGS | changed,
-        42,
-    )
+MODEL = "resnet50"
+SETTINGS = replace(FRESH_VIEWS, patience=0)
+LONG = replace(SETTINGS, epochs=300)
+SEEDS = 20
+FOLDS = 5
+SEED = 42  # of the split, the views and the head
+KINDS = ("linear", "study")  # of heads
 
 
-def new_head(kind, in_features, classes, seed):
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """What was measured in a round."""
+
+    name: str
+    value: float  # the first of the seconds below over the second, or MB
+    seconds: float | None = None
+    reference: float | None = None
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A row of the table, for round `number`."""
+        return {
+            "quantity": self.name,
+            "round": number,
+            "value": self.value,
+            "seconds": self.seconds,
+            "seconds_reference": self.reference,
+        }
+
+
+def make_ratio(name: str, seconds: float, reference: float) -> Quantity:
+    """Seconds over those of what they are compared with."""
+    return Quantity(name=name, value=seconds / reference, seconds=seconds, reference=reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a round gave, and what it was measured on."""
+
+    quantities: tuple[Quantity, ...]
+    data: DataInfo
+    weights: WeightsInfo
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """A backbone with all of its features drawn."""
+
+    frozen: Frozen
+    views: torch.Tensor  # [31, 296, D] of the training images, the clean one first
+
+    def feature_seconds(self) -> float:
+        """What the features took, computed or read."""
+        seconds = self.frozen.clock.seconds
+        return sum(seconds.get(phase, 0.0) for phase in ("clean view", "training views", FROM_DISK))
+
+    def seconds(self) -> float:
+        """The whole run so far."""
+        return sum(self.frozen.clock.seconds.values())
+
+
+def new_head(kind: str, in_features: int, classes: int, seed: int) -> nn.Module:
+    """A head that is one layer, or the study's."""
     if kind == "study":
         return make_head(in_features, classes, seed=seed)
     with torch.random.fork_rng(devices=[]):
@@ -64,152 +126,190 @@ def new_head(kind, in_features, classes, seed):
         return nn.Linear(in_features, classes)
 
 
-def seconds_of(work):
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long it takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-def time_heads(kind, views, labels):
-    """Seconds for 100 heads on `views` [1 + K, N, D] (the clean one first): (together, one after another).
+# ---- many heads ------------------------------------------------------------------------------
+
+
+def fold_jobs(views: torch.Tensor, labels: torch.Tensor) -> list[Job]:
+    """A job a seed and fold, seed by seed, on `views` [1 + K, N, D]."""
+
+    def view_of(epoch: int) -> torch.Tensor:
+        return views[SETTINGS.view_of(epoch)]
+
+    splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    folds = list(splitter.split(labels, labels))
+    jobs = []
+    for seed in range(SEEDS):
+        for rest, test in folds:
+            job = Job(
+                view_of=view_of,
+                train_index=torch.from_numpy(rest),
+                val_x=views[0],
+                val_index=torch.from_numpy(test),
+                seed=seed,
+                patience=SETTINGS.patience,
+            )
+            jobs.append(job)
+    return jobs
+
+
+def train_alone(head: nn.Module, job: Job, views: torch.Tensor, labels: torch.Tensor) -> None:
+    """Trains one head as its job says, on views of its own images."""
+    index = job.train_index
+    kept = [view[index] for view in views]
+    data = TrainData(
+        view_of=lambda epoch: kept[SETTINGS.view_of(epoch)],
+        labels=labels[index],
+        clean_x=kept[0],
+        val_x=job.val_x[job.val_index],
+        val_y=labels[job.val_index],
+    )
+    train(head, data, SETTINGS, seed=job.seed)
+
+
+def time_heads(kind: str, views: torch.Tensor, labels: torch.Tensor) -> Quantity:
+    """100 heads on `views` [1 + K, N, D] (the clean one first), together over one after another.
 
     One after another every fifth head is trained, and its seconds count five times.
     """
-    heads, jobs = [], []
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))
-    for seed in range(SEEDS):
-        for rest, test in (map(torch.from_numpy, fold) for fold in folds):
-            heads.append(new_head(kind, views.shape[2], 7, seed))
-            jobs.append(
-                Job(
-                    lambda epoch: views[1 + epoch % (len(views) - 1)],
-                    rest,
-                    views[0],
-                    test,
-                    seed=seed,
-                    patience=0,
-                )
-            )
+    jobs = fold_jobs(views, labels)
+    classes = len(labels.unique())
+    heads = [new_head(kind, views.shape[2], classes, job.seed) for job in jobs]
     alone = copy.deepcopy(heads[::FOLDS])
 
-    def one_after_another():
+    def together() -> None:
+        train_many(heads, jobs, labels, epochs=SETTINGS.epochs, batch_size=SETTINGS.batch_size)
+
+    def one_after_another() -> None:
         for head, job in zip(alone, jobs[::FOLDS], strict=True):
-            index, val = job.train_index, job.val_index
-            kept = [view[index] for view in views]
-            train(
-                head,
-                lambda epoch, kept=kept: kept[1 + epoch % (len(kept) - 1)],
-                labels[index],
-                views[0][val],
-                labels[val],
-                clean_x=kept[0],
-                patience=0,
-                seed=job.seed,
-            )
+            train_alone(head, job, views, labels)
 
-    together = seconds_of(lambda: train_many(heads, jobs, labels))
-    return together, FOLDS * seconds_of(one_after_another)
+    seconds = seconds_of(together)
+    reference = FOLDS * seconds_of(one_after_another)
+    return make_ratio(f"heads_{kind}", seconds, reference)
 
 
-def time_run(study, weights, cache_dir):
-    """One whole run, its features kept in `cache_dir` -> (Frozen, features [1 + K, 296, D], {(kind, epochs): seconds})."""
-    frozen = freeze_backbone("resnet50", study, weights=weights, cache_dir=cache_dir)
-    labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
-    clean, val = frozen.draw("train", 0), frozen.draw("val", 0)
-    kept = [frozen.draw("train", 1 + view) for view in range(SETTINGS["views"])]
-    heads = {}
-    for kind in ("linear", "study"):
-        for epochs in (30, 300):
-            head = new_head(kind, clean.shape[1], 7, 42)
-            options = {"clean_x": clean, "epochs": epochs, "patience": 0, "seed": 42}
-            heads[kind, epochs] = seconds_of(
-                lambda h=head, o=options: train(
-                    h, lambda e: kept[e % len(kept)], labels["train"], val, labels["val"], **o
-                )
-            )
-    return frozen, torch.stack([clean, *kept]), heads
+# ---- whole runs ------------------------------------------------------------------------------
 
 
-def run_once(data, weights):
-    study = make_study(data)
-    train_study(freeze_backbone("resnet50", study, weights=weights), study, progress=False)
+def draw_all(model: str, study: Study, weights: str) -> Drawn:
+    """All features of a whole run, kept in the study's store or read there."""
+    frozen = freeze_backbone(model, study, weights=weights)
+    features = frozen.features
+    views = [features.train(view) for view in range(study.settings.views + 1)]
+    return Drawn(frozen=frozen, views=torch.stack(views))
 
 
-def do_nothing():
+def time_epochs(kind: str, drawn: Drawn, study: Study) -> Quantity:
+    """The whole run with ten times the epochs over the run with 30."""
+    views = drawn.views
+    clean = drawn.frozen.features.clean
+    fold = study.fold
+    data = TrainData(
+        view_of=lambda epoch: views[SETTINGS.view_of(epoch)],
+        labels=study.labels(fold.train),
+        clean_x=views[0],
+        val_x=clean[fold.val],
+        val_y=study.labels(fold.val),
+    )
+
+    def whole_run(settings: Settings) -> float:
+        head = new_head(kind, clean.shape[1], study.classes, study.seed)
+        taken = seconds_of(partial(train, head, data, settings, seed=study.seed))
+        return drawn.seconds() + taken
+
+    short = whole_run(SETTINGS)
+    return make_ratio(f"epochs_{kind}", whole_run(LONG), short)
+
+
+def run_once(model: str, data: str, weights: str) -> None:
+    """A whole run, in this process."""
+    study = make_study(data, settings=SETTINGS, machine=this_machine(), seed=SEED)
+    train_study(freeze_backbone(model, study, weights=weights), study, progress=False)
+
+
+def do_nothing() -> None:
     """What a process costs that has imported all of this."""
 
 
-def measure_round(data, weights):
-    """One round -> {quantity: (value, numerator's seconds, denominator's seconds)}, and its `WeightsInfo`."""
-    study = make_study(data)
+def measure_memory(name: str, function: str, *arguments: str) -> Quantity:
+    """The peak memory of one of this module's functions in a process of its own."""
+    returned = in_fresh_process(f"benchmarks.engine.{function}", *arguments)
+    return Quantity(name=name, value=returned.peak_mb)
+
+
+def measure_round(model: str, data: str, weights: str, machine: Machine) -> Round:
+    """Every quantity once."""
     with tempfile.TemporaryDirectory() as folder:
-        frozen, views, heads = time_run(study, weights, folder)
-        again, _, _ = time_run(make_study(data), weights, folder)
-    first, second, labels = (
-        frozen.timings,
-        again.timings,
-        study.image_set.labels[study.indices["train"]],
+        study = make_study(
+            data, settings=SETTINGS, machine=machine, seed=SEED, store=open_store(folder)
+        )
+        first = draw_all(model, study, weights)
+        again = draw_all(model, study, weights)
+    labels = study.labels(study.fold.train)
+    found = [make_ratio("second_run", again.feature_seconds(), first.feature_seconds())]
+    for kind in KINDS:
+        found.append(time_epochs(kind, first, study))
+        found.append(time_heads(kind, first.views, labels))
+    found.append(measure_memory("memory_mb", "run_once", model, data, weights))
+    found.append(measure_memory("memory_imports_mb", "do_nothing"))
+    return Round(
+        quantities=tuple(found), data=data_info(study.image_set), weights=first.frozen.info
     )
-    parts = ("training views", "validation images", "features from disk")
-    features = [sum(timings.get(part, 0) for part in parts) for timings in (first, second)]
-    found = {"second_run": (features[1], features[0])}
-    for kind in ("linear", "study"):
-        whole = sum(first.values())
-        found[f"epochs_{kind}"] = whole + heads[kind, 300], whole + heads[kind, 30]
-        found[f"heads_{kind}"] = time_heads(kind, views, labels)
-    ratios = {name: (above / below, above, below) for name, (above, below) in found.items()}
-    calls = {"memory_mb": ("run_once", data, weights), "memory_imports_mb": ("do_nothing",)}
-    memory = {
-        name: (in_fresh_process(f"benchmarks.engine.{call}", *given)[1], None, None)
-        for name, (call, *given) in calls.items()
-    }
-    return ratios | memory, frozen.info
 
 
-def main(arguments=None):
-    parser = make_parser(
-        __doc__,
-        data="a folder with manga_facial_expressions",
-        weights="a folder with resnet50's weights",
+# ---- the command -----------------------------------------------------------------------------
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's options."""
+    weights = f"a folder with {MODEL}'s weights"
+    parser = make_parser(__doc__, data=f"a folder with {FACES.name}", weights=weights)
+    add_rounds(parser, 3)
+    return parser.parse_args(arguments)
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """A round's quantities."""
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, header=False, float_format="%.4f", na_rep=""), flush=True)
+
+
+def make_record(last: Round, rounds: int, machine: Machine) -> BenchmarkRecord:
+    """What the table was measured on, and how."""
+    return BenchmarkRecord(
+        kind="engine",
+        data=(last.data,),
+        weights=(last.weights,),
+        machine=machine.info(),
+        settings=SETTINGS,
+        seed=SEED,
+        facts={"rounds": rounds},
     )
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    options = parser.parse_args(arguments)
-    folder = Path(options.out) / "result/benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def main(arguments: list[str] | None = None, *, model: str = MODEL) -> int:
+    """Measures, prints, writes -> exit code."""
+    options = read_options(arguments)
+    check_rounds(options.rounds)
+    weights = check_weights_place(options.weights)
+    prepare_out(options.out)
+    machine = this_machine()
     rows = []
     for number in range(options.rounds):
-        measured, weights = measure_round(options.data, options.weights)
-        for name, (value, above, below) in measured.items():
-            rows.append(
-                {
-                    "quantity": name,
-                    "round": number,
-                    "value": value,
-                    "seconds": above,
-                    "seconds_reference": below,
-                }
-            )
-            print(
-                {
-                    key: round(entry, 4) if isinstance(entry, float) else entry
-                    for key, entry in rows[-1].items()
-                },
-                flush=True,
-            )
-    table, stamp = pd.DataFrame(rows), new_stamp(options.out)
-    print(
-        table.groupby("quantity").value.agg(["median", "min", "max"]).to_string(float_format="%.3f")
-    )
-    described = {
-        "data": FACES,
-        "rounds": options.rounds,
-        "weights": {weights.name: weights._asdict()},
-    }
-    info = json.dumps(machine() | described, indent=1)
-    write_new(folder / f"engine_{stamp}.csv", lambda path: table.to_csv(path, index=False))
-    write_new(
-        folder / f"engine_{stamp}.json", lambda path: path.write_text(info + "\n", encoding="utf-8")
-    )
+        measured = measure_round(model, options.data, weights, machine)
+        of_round = [quantity.row(number) for quantity in measured.quantities]
+        print_rows(of_round)
+        rows += of_round
+    values = pd.DataFrame(rows).groupby("quantity").value
+    print(values.agg(["median", "min", "max"]).to_string(float_format="%.3f"))
+    write_results(options.out, pd.DataFrame(rows), make_record(measured, options.rounds, machine))
     return 0
 
 

@@ -1,501 +1,467 @@
-"""How long the study takes as others train it, and as we do: the same images, transforms, model, head and optimiser.
+"""How long the study takes as others train it, and as we do: the same images, transforms, model,
+head and optimiser.
 
-    python -m benchmarks.peers --data DIR --weights DIR [--rounds N] [--full] [--systems NAME ...] [--out DIR]
+    python -m benchmarks.peers --data DIR --weights DIR
+                               [--rounds N] [--full] [--systems NAME ...] [--out DIR]
 
-ResNet50 on the manga faces (296/159, seed 42), backbone frozen and in eval mode everywhere, head by Adam 1e-3, batch 32, 30
-epochs, all 159 images validated after each. The systems (benchmarks/peer_systems, a file for each family):
+ResNet50 on the manga faces (296/159, seed 42), backbone frozen and in eval mode everywhere, head by
+Adam 1e-3, batch 32, 30 epochs, all 159 images validated after each. The systems
+(benchmarks/peer_systems, a file for each family):
 
-    study                       the published loop: fp32, files read and decoded in every epoch, DataLoader with 2 workers
-    tuned                       that loop without keeping features at its best: bf16 where the CPU computes in it, in validation
-                                too, channels_last, images decoded and resized once, persistent workers
+    study                       the published loop: fp32, files read and decoded in every epoch,
+                                DataLoader with 2 workers
+    tuned                       that loop without keeping features at its best: bf16 where the CPU
+                                computes in it, in validation too, channels_last, images decoded and
+                                resized once, persistent workers
     fastai, lightning, hf       each as its users write it, fp32
     *_tuned                     each with what `tuned` has
-    ours_same_views             as many views kept as there are epochs; ours_default: as many as the notebooks use;
-    ours_default, ours_fp32     ours_fp32: those in fp32. Validation images are fp32 in all of ours, and training images are
+    ours_same_views             as many random views kept as there are epochs: a fresh one in each,
+                                as the peers draw them
+    ours_default, ours_fp32     the views that the notebooks use; ours_fp32: those in fp32.
+                                Validation images are fp32 in all of ours, and training images are
                                 evaluated after every epoch too
-    study_early, ours_early     stopping when 5 epochs in a row bring no lower validation loss, best weights restored
+    study_early, ours_early     stopping when 5 epochs in a row bring no lower validation loss, best
+                                weights restored
 
-Every run is a process of its own; the order rotates from round to round. Round r trains all systems with seed 42 + r (head,
-order, dropout, views; never the split). Measured: `seconds` from before the images are loaded to the end of training,
-`seconds_total` from the start of the process, imports included, `peak_memory_mb` (PSS of the process tree, looked at twice a
-second), and the accuracy at the epoch of lowest validation loss. Checks that a run makes of itself are in no time: each epoch
+Every run is a process of its own; the order rotates from round to round. Round r trains all systems
+with seed 42 + r (head, order, dropout, views; never the split). Measured: `seconds` from before the
+images are loaded to the end of training, `seconds_total` from the start of the process, imports
+included, `peak_memory_mb` (PSS of the process tree, looked at twice a second), and the accuracy at
+the epoch of lowest validation loss. Checks that a run makes of itself are in no time: each epoch
 trains on every image once and validates all, and no bit of the backbone changes.
 
-A round is `full`, or `short`: then the peers run 4 epochs, and 30 are reckoned from the start-up, the first epoch and the
-median of the later ones; the accuracy stays empty. Ours and the systems that stop early run whole in every round: their
-number of epochs is what is measured. The first round is full where the CPU computes in bf16, elsewhere with --full. How far
-short and full disagree is printed. What finished is kept in result/benchmarks/peers_unfinished until all has; run again to go
-on. Written: result/benchmarks/peers_{stamp}.csv (`epochs`: those that `seconds` stands for; `views`: fresh ones in every epoch
-but for ours), peers_{stamp}.json with machine, versions, weights and every epoch, and img/peers_{stamp}.png.
+A round is `full`, or `short`: then the peers run 4 epochs, and 30 are reckoned from the start-up,
+the first epoch and the median of the later ones; the accuracy stays empty. Ours and the systems
+that stop early run whole in every round: their number of epochs is what is measured. The first
+round is full where the CPU computes in bf16, elsewhere with --full. How far short and full disagree
+is printed. What finished is kept in result/benchmarks/peers_unfinished until all has; run again to
+go on. Written: result/benchmarks/peers_{stamp}.csv (`epochs`: those that `seconds` stands for;
+`views`: fresh ones in every epoch but for ours), peers_{stamp}.json with machine, versions, weights
+and every epoch, and img/peers_{stamp}.png.
 """
 
 import argparse
-import hashlib
 import importlib
-import importlib.metadata
 import json
 import os
 import signal
-import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torchvision.datasets import ImageFolder
 
-from benchmarks.memory import run_watched
-from benchmarks.peer_systems.common import Record, Task, split_study
-from benchmarks.results import FACES, make_parser, measure_or_read, run_command, write_results
-from transferlab.artifacts import machine
-from transferlab.backbones import choose_device, choose_precision, create_backbone
-from transferlab.data import find_image_folder, load_images
+from benchmarks.common import (
+    PointKey,
+    add_rounds,
+    benchmark_store,
+    check_rounds,
+    make_parser,
+    make_point,
+    point_key,
+    run_command,
+    write_results,
+)
+from benchmarks.memory import Watched, run_watched
+from benchmarks.peer_systems.common import PeerEpoch, Record, Task, split_study
+from benchmarks.peer_systems.systems import (
+    ROOT,
+    SYSTEMS,
+    leave_out_missing,
+    library_versions,
+    settings_of,
+    source_digest,
+)
+from benchmarks.peer_systems.table import (
+    SHORT,
+    Finished,
+    Run,
+    Turn,
+    describe_disagreement,
+    describe_ratios,
+    make_row,
+    plot_bars,
+    summarise,
+)
+from transferlab.backbones import create_backbone
+from transferlab.data import ImageSet, find_image_folder, load_images
+from transferlab.datasets import FACES
 from transferlab.errors import UserError
-from transferlab.plots import BLUE, GREEN, GREY, ORANGE
-from transferlab.run import DEFAULT_VIEWS
-from transferlab.views import anime_views
+from transferlab.machine import Machine, this_machine
+from transferlab.plan import Plan, Point
+from transferlab.pretrained import WeightsInfo, check_weights_place
+from transferlab.records import BenchmarkRecord, data_info, from_plain
+from transferlab.store import Store, unpack
 
-# system -> (module of benchmarks.peer_systems, its function)
-SYSTEMS = {
-    "study": ("plain_loop", "run_study"),
-    "tuned": ("plain_loop", "run_tuned"),
-    "fastai": ("with_fastai", "run"),
-    "lightning": ("with_lightning", "run"),
-    "hf": ("with_hf", "run"),
-    "fastai_tuned": ("with_fastai", "run_tuned"),
-    "lightning_tuned": ("with_lightning", "run_tuned"),
-    "hf_tuned": ("with_hf", "run_tuned"),
-    "ours_same_views": ("ours", "run"),
-    "ours_default": ("ours", "run"),
-    "ours_fp32": ("ours", "run_fp32"),
-    "study_early": ("plain_loop", "run_study"),
-    "ours_early": ("ours", "run"),
-}
-LIBRARIES = {
-    "with_fastai": ("fastai",),
-    "with_lightning": ("lightning",),
-    "with_hf": ("transformers", "accelerate"),
-}
-SETTINGS = {"batch_size": 32, "lr": 1e-3, "hidden": 512, "dropout": 0.5}
-EPOCHS, SHORT, PATIENCE, SEED = 30, 4, 5, 42
-# The goals: seconds of the first (the best of several) over those of the second.
-RATIOS = [
-    (("study",), "ours_same_views"),
-    (("study",), "ours_default"),
-    (("tuned",), "ours_default"),
-    (("study",), "ours_fp32"),
-    (("study_early",), "ours_early"),
-    (("fastai", "lightning", "hf"), "ours_default"),
-    (("fastai_tuned", "lightning_tuned", "hf_tuned"), "ours_default"),
-]
-COLUMNS = "system round kind views epochs seconds seconds_total best_epoch_accuracy peak_memory_mb".split()
+NAME = "peers"
+EPOCHS = 30
+SEED = 42  # of the first round
 
 
-def library_versions(module):
-    """{library: version} of what a module of benchmarks.peer_systems needs beyond transferlab; None where it is missing."""
-    found = {}
-    for library in LIBRARIES.get(module, ()):
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = None
-    return found
+# ---- what is compared ------------------------------------------------------------------------
 
 
-def leave_out_missing(systems):
-    """The systems whose libraries are installed; says which are left out."""
-    missing = {}
-    for system in systems:
-        for library, version in library_versions(SYSTEMS[system][0]).items():
-            if version is None:
-                missing.setdefault(system, library)
-    for system, library in missing.items():
-        print(
-            f'left out: {system} ({library} is not installed: pip install -e ".[bench]" in a clone)'
-        )
-    return [system for system in systems if system not in missing]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What all runs share."""
+
+    folder: Path  # of the images
+    image_set: ImageSet
+    weights: str  # as `create_backbone` takes them
+    info: WeightsInfo
+    size: int  # of the views, in pixels
+    epochs: int
+    machine: Machine
 
 
-def settings_of(system, epochs):
-    """The settings of a run, as `Study` takes them. Peers draw fresh views; `views` is of ours alone."""
-    patience = PATIENCE if system.endswith("_early") else 0
-    views = epochs if system == "ours_same_views" else DEFAULT_VIEWS
-    return SETTINGS | {"epochs": epochs, "patience": patience, "views": views}
-
-
-def runs_whole(system, kind):
-    return kind == "full" or system.startswith("ours") or system.endswith("_early")
-
-
-def reckon(ends, seconds, epochs):
-    """Seconds of a run of `epochs` from a shorter one: `ends`, the seconds at the end of its epochs, and all its `seconds`.
-
-    Up to the end of the first epoch and after the last one they stay; each further epoch takes the median of the later ones.
-    """
-    later = [end - begin for begin, end in zip(ends, ends[1:])]
-    return ends[0] + (epochs - 1) * statistics.median(later) + seconds - ends[-1]
-
-
-def disagreement(found):
-    """By how much (a share) reckoning from the first epochs of a whole run misses its seconds."""
-    ends = [row["end"] for row in found["rows"]]
-    tail = found["seconds"] - ends[-1]
-    return reckon(ends[:SHORT], ends[:SHORT][-1] + tail, len(ends)) / found["seconds"] - 1
-
-
-def exact_accuracy(row):
-    """The accuracy of an epoch as k / n in fp64: some of the peers report it in fp32.
+def same_images_for_all(folder: Path) -> ImageSet:
+    """The images of a folder.
 
     Raises:
-        UserError: it is no count of the images that were validated.
+        UserError: systems would see different ones.
     """
-    n = row["evaluated"]
-    exact = round(row["val_acc"] * n) / n
-    if abs(exact - row["val_acc"]) > 1e-6:
-        raise UserError(
-            f"an epoch reports the accuracy {row['val_acc']}, which is no share of {n} images: mend that system"
-        )
-    return exact
+    image_set = load_images(folder)
+    advice = "give the unsplit faces, where all systems see the same images"
+    if image_set.split:
+        raise UserError(f"{folder} is split already: {advice}")
+    if image_set.rejected:
+        first = image_set.rejected[0]
+        reason = f"holds files that are no images: {first.path} ({first.reason})"
+        raise UserError(f"{folder} {reason}: {advice}")
+    listed = [Path(path) for path, _ in ImageFolder(folder).samples]
+    seen = tuple(path.relative_to(folder).as_posix() for path in listed)
+    if seen != image_set.paths:
+        counts = f"{len(seen)} of its {len(image_set.paths)} images"
+        raise UserError(f"{folder}: torchvision's ImageFolder lists {counts}: rename the others")
+    return image_set
 
 
-def make_row(system, number, kind, found, epochs):
-    """A row of the table from what a run has reported and its memory."""
-    ends = [row["end"] for row in found["rows"]]
-    whole = runs_whole(system, kind)
-    seconds = found["seconds"] if whole else reckon(ends, found["seconds"], epochs)
-    count = len(ends) if whole else epochs
-    best = min(found["rows"], key=lambda row: row["val_loss"])  # the earliest on ties
-    views = settings_of(system, epochs)["views"] if system.startswith("ours") else count
-    accuracy = exact_accuracy(best) if kind == "full" else None
-    total = found["seconds_total"] - found["seconds"] + seconds
-    return dict(
-        zip(
-            COLUMNS,
-            [system, number, kind, views, count, seconds, total, accuracy, found["peak_memory_mb"]],
-        )
-    )
-
-
-def run_one(options):
-    """Trains one system in this process and prints what it did as a line of JSON."""
-    module, function = SYSTEMS[options.one]
-    run = getattr(importlib.import_module(f"benchmarks.peer_systems.{module}"), function)
-    settings, folder = settings_of(options.one, options.epochs), Path(options.data)
-    record = Record()
-    run(
-        Task(
-            folder,
-            options.weights,
-            options.model,
-            anime_views(options.size),
-            settings,
-            options.seed,
-        ),
-        record,
-    )
-    found = {"seconds": record.seconds(), "ended": time.time() - record.untimed_seconds}
-    record.check(*(len(index) for index in split_study(ImageFolder(folder).targets).values()))
-    print("\n" + json.dumps(found | {"rows": record.rows, "frozen_hash": record.frozen_hash}))
-
-
-def measure(system, number, kind, options):
-    """Runs one system in a process of its own -> what it reported, with seconds_total and peak_memory_mb.
-
-    Raises:
-        UserError: the process failed.
-    """
-    epochs = options.epochs if runs_whole(system, kind) else min(SHORT, options.epochs)
-    given = {
-        "one": system,
-        "data": options.data,
-        "weights": options.weights,
-        "model": options.model,
-        "size": options.size,
-        "epochs": epochs,
-        "seed": SEED + number,
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.peers",
-        *(f"--{name}={value}" for name, value in given.items()),
-    ]
-    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-    watched = run_watched(
-        command, interval=0.5, cwd=Path(__file__).resolve().parents[1], env=os.environ | quiet
-    )
-    try:
-        found = json.loads(watched.stdout.strip().splitlines()[-1]) if not watched.code else None
-    except (ValueError, IndexError):
-        found = None
-    if not found:
-        last = " ".join(watched.stderr.strip().splitlines()[-1:])
-        raise UserError(f"{system} failed in round {number} with exit code {watched.code}: {last}")
-    found["seconds_total"] = found.pop("ended") - watched.started
-    return found | {"peak_memory_mb": watched.peak_mb}
-
-
-def source_digest(module):
-    """SHA-256 over the code that a system's time depends on: its own file and common.py, for ours all of transferlab."""
-    root = Path(__file__).resolve().parents[1]
-    files = [root / f"benchmarks/peer_systems/{name}.py" for name in (module, "common")]
-    files += sorted((root / "transferlab").glob("*.py")) if module == "ours" else []
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def kept_path(folder, system, number, used):
-    """Where a finished run is kept: what was measured with other code, versions, weights or settings is not taken for it."""
-    module = SYSTEMS[system][0]
-    used = json.dumps([used, library_versions(module), source_digest(module)], sort_keys=True)
-    return folder / hashlib.sha256(used.encode()).hexdigest()[:12] / f"{system}_{number}.json"
-
-
-def measure_all(systems, kinds, folder, used, options):
-    """All rounds, the systems in rotated order -> (rows, {(system, round): what it reported}, paths of what was kept).
-
-    Where a process fails, all others still run.
-
-    Raises:
-        UserError: one or more failed; the rows of the others are kept.
-    """
-    rows, runs, paths, failures = [], {}, [], []
-    for number, kind in enumerate(kinds):
-        start = number % len(systems)
-        for system in systems[start:] + systems[:start]:
-            path = kept_path(folder, system, number, used | {"kind": kind})
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                runs[system, number] = found = measure_or_read(
-                    path, lambda: measure(system, number, kind, options)
-                )
-                rows.append(make_row(system, number, kind, found, options.epochs))
-            except UserError as error:
-                print(f"error: {error}", flush=True)
-                failures.append(str(error))
-                continue
-            paths.append(path)
-            print(describe_row(rows[-1]), flush=True)
-    if failures:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise UserError(
-            f"{failures[0]}{more}; what finished is kept: run again to go on, or choose with --systems"
-        )
-    return rows, runs, paths
-
-
-def describe_row(row):
-    accuracy = (
-        "" if row["best_epoch_accuracy"] is None else f", accuracy {row['best_epoch_accuracy']:.1%}"
-    )
-    times = (
-        f"{row['seconds']:.1f} s for {row['epochs']} epochs, {row['seconds_total']:.1f} s in all"
-    )
-    return f"round {row['round']} ({row['kind']}), {row['system']}: {times}, {row['peak_memory_mb']:.0f} MB{accuracy}"
-
-
-def summarise(table):
-    """Medians over the rounds, a row a system in the order of SYSTEMS; `times`: seconds over ours_default's, round by round."""
-    names = ["seconds", "seconds_total", "peak_memory_mb", "best_epoch_accuracy"]
-    summary = table.groupby("system")[names].median()
-    summary["epochs"] = table.groupby("system").epochs.mean()
-    summary["times"] = [ratio_of(table, (system,), "ours_default")[0] for system in summary.index]
-    return summary.loc[[system for system in SYSTEMS if system in summary.index]]
-
-
-def ratio_of(table, above, below):
-    """Median over the rounds of seconds (the best of `above`) over seconds (`below`) -> (ratio, rounds); NaN and 0 where
-    nothing can be compared."""
-    seconds = table.pivot(index="round", columns="system", values="seconds").reindex(
-        columns=list({*above, below})
-    )
-    ratios = (seconds[list(above)].min(axis=1) / seconds[below]).dropna()
-    return ratios.median(), len(ratios)
-
-
-def describe_ratios(table):
-    """The goals' ratios as lines of text."""
-    lines, epochs = [], table.groupby("system").epochs.mean()
-    for above, below in RATIOS:
-        ratio, rounds = ratio_of(table, above, below)
-        if not rounds:
-            continue
-        name = (
-            f"best of {', '.join(system for system in above if system in epochs)}"
-            if len(above) > 1
-            else above[0]
-        )
-        stopped = (
-            f" (mean epochs {epochs[above[0]]:.1f} and {epochs[below]:.1f})"
-            if below.endswith("_early")
-            else ""
-        )
-        lines.append(f"{name} / {below}: {ratio:.2f} (median of {rounds}){stopped}")
-    return lines
-
-
-def describe_disagreement(runs, kinds, epochs):
-    """For each system that short rounds reckon, how far reckoning misses in the full rounds, as lines of text."""
-    if epochs <= SHORT:
-        return []
-    missed = {}
-    for (system, number), found in runs.items():
-        if kinds[number] == "full" and not runs_whole(system, "short"):
-            missed.setdefault(system, []).append(disagreement(found))
-    return [
-        f"{system}: reckoned from {SHORT} epochs {statistics.median(shares):+.1%}"
-        for system, shares in missed.items()
-    ]
-
-
-def plot_bars(summary, title):
-    """Median seconds of every system, with the ratio to ours_default and the accuracy beside each bar."""
-    figure, axis = plt.subplots(figsize=(10, 1.6 + 0.42 * len(summary)), layout="constrained")
-    family = {"study": GREY, "tuned": GREEN, "ours": BLUE}
-    colours = [
-        GREEN if system.endswith("tuned") else family.get(system.split("_")[0], ORANGE)
-        for system in summary.index
-    ]
-    bars, labels = axis.barh(summary.index, summary.seconds, color=colours), []
-    for row in summary.itertuples():
-        parts = [f"{row.seconds:.0f} s" if row.seconds >= 10 else f"{row.seconds:.1f} s"]
-        parts += (
-            [f"{row.times:.1f} x"] if row.times == row.times else []
-        )  # NaN where ours_default did not run
-        parts += (
-            [f"accuracy {row.best_epoch_accuracy:.1%}"]
-            if row.best_epoch_accuracy == row.best_epoch_accuracy
-            else []
-        )
-        parts += [f"{row.epochs:.1f} epochs"] if row.Index.endswith("_early") else []
-        labels.append(", ".join(parts))
-    axis.bar_label(bars, labels, padding=4, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.4 * summary.seconds.max())
-    axis.set_xlabel(
-        "seconds, from loading the images to the end of training (median); x: times ours_default"
-    )
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(title, fontsize=9)
-    return figure
-
-
-def prepare(options):
-    """Finds images and weights before any time is spent; puts the image folder into `options.data` -> (ImageSet, WeightsInfo).
+def prepare(options: argparse.Namespace) -> Comparison:
+    """Finds images and weights before any time is spent.
 
     Raises:
         UserError: either cannot be used, or systems would see different images.
     """
-    if options.rounds < 1:
-        raise UserError(f"rounds is {options.rounds}: measure 1 or more")
-    folder = find_image_folder(options.data, prefer=FACES).resolve()
-    image_set = load_images(folder)
-    if image_set.split or image_set.rejected:
-        reason = (
-            "is split already"
-            if image_set.split
-            else f"holds files that are no images: {image_set.rejected[0]}"
-        )
-        raise UserError(
-            f"{folder} {reason}: give the unsplit faces, where all systems see the same images"
-        )
-    seen = [Path(path).relative_to(folder).as_posix() for path, _ in ImageFolder(folder).samples]
-    if seen != list(image_set.paths):
-        counts = f"{len(seen)} of its {len(image_set.paths)} images"
-        raise UserError(f"{folder}: torchvision's ImageFolder lists {counts}: rename the others")
-    model, info = create_backbone(options.model, options.weights)
-    if info.kind == "random":
-        raise UserError(
-            f"{options.model}: {info.source}; this measurement needs pretrained weights"
-        )
-    options.data, options.weights = folder, Path(options.weights).expanduser().resolve()
-    return image_set, info
+    folder = find_image_folder(options.data, prefer=FACES.name).resolve()
+    image_set = same_images_for_all(folder)
+    weights = check_weights_place(options.weights)
+    _, info = create_backbone(options.model, weights)
+    if not info.measures_transfer:
+        needed = "this measurement needs pretrained weights"
+        raise UserError(f"{options.model}: {info.source}; {needed}")
+    return Comparison(
+        folder=folder,
+        image_set=image_set,
+        weights=weights,
+        info=info,
+        size=options.size,
+        epochs=options.epochs,
+        machine=this_machine(),
+    )
 
 
-def parse(arguments):
+def plan_turns(systems: Sequence[str], kinds: Sequence[str]) -> list[Turn]:
+    """All rounds, the systems in rotated order."""
+    turns = []
+    for number, kind in enumerate(kinds):
+        start = number % len(systems)
+        rotated = [*systems[start:], *systems[:start]]
+        turns += [Turn(system=system, round=number, kind=kind) for system in rotated]
+    return turns
+
+
+# ---- one run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run's process says of it."""
+
+    seconds: float  # from before the images are loaded to the end of training
+    ended: float  # then, in seconds since 1970, without the seconds of checks
+    rows: tuple[PeerEpoch, ...]
+    frozen_hash: str  # of the backbone
+
+
+Measure = Callable[[Turn, Comparison], Run]
+
+
+def run_one(options: argparse.Namespace) -> None:
+    """Trains one system in this process and prints what it did as a line of JSON."""
+    system = SYSTEMS[options.one]
+    module = importlib.import_module(f"benchmarks.peer_systems.{system.module}")
+    run = getattr(module, system.function)
+    folder = Path(options.data)
+    record = Record()
+    task = Task(
+        folder=folder,
+        weights=options.weights,
+        model=options.model,
+        augmentation=FACES.augmentation(options.size),
+        settings=settings_of(options.one, options.epochs),
+        seed=options.seed,
+        machine=this_machine(),
+    )
+    run(task, record)
+    seconds = record.seconds()
+    ended = time.time() - record.untimed_seconds
+    fold = split_study(ImageFolder(folder).targets)
+    record.check(len(fold.train), len(fold.val))
+    report = Report(
+        seconds=seconds, ended=ended, rows=tuple(record.rows), frozen_hash=record.frozen_hash
+    )
+    print("\n" + json.dumps(asdict(report)))
+
+
+def read_report(watched: Watched) -> Report | None:
+    """What a process has said last; None where it failed or said something else."""
+    if watched.code:
+        return None
+    try:
+        *_, last = watched.stdout.strip().splitlines()
+        return from_plain(Report, json.loads(last))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def measure_turn(
+    turn: Turn, comparison: Comparison, *, watch: Callable[..., Watched] = run_watched
+) -> Run:
+    """Runs one system in a process of its own.
+
+    Raises:
+        UserError: the process failed.
+    """
+    epochs = comparison.epochs if turn.whole else min(SHORT, comparison.epochs)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.peers",
+        f"--one={turn.system}",
+        f"--data={comparison.folder}",
+        f"--weights={comparison.weights}",
+        f"--model={comparison.info.name}",
+        f"--size={comparison.size}",
+        f"--epochs={epochs}",
+        f"--seed={SEED + turn.round}",
+    ]
+    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    watched = watch(command, interval=0.5, cwd=ROOT, env=os.environ | quiet)
+    report = read_report(watched)
+    if report is None:
+        what = f"{turn.system} failed in round {turn.round} with exit code {watched.code}"
+        last = " ".join(watched.stderr.strip().splitlines()[-1:])
+        raise UserError(f"{what}: {last}")
+    return Run(
+        seconds=report.seconds,
+        rows=report.rows,
+        frozen_hash=report.frozen_hash,
+        seconds_total=report.ended - watched.started,
+        peak_memory_mb=watched.peak_mb,
+    )
+
+
+# ---- all runs --------------------------------------------------------------------------------
+
+
+def key_of(turn: Turn, comparison: Comparison) -> PointKey:
+    """What the run of a turn is kept under. Which other systems were chosen does not matter."""
+    used = {
+        "data": comparison.image_set.digest,
+        "weights": comparison.info,
+        "size": comparison.size,
+        "settings": settings_of(turn.system, comparison.epochs),
+        "seed": SEED + turn.round,
+        "libraries": library_versions(turn.system),
+    }
+    code = source_digest(turn.system)
+    return point_key(NAME, str(turn), used=used, machine=comparison.machine.info(), code=code)
+
+
+def plan_runs(
+    turns: Sequence[Turn], comparison: Comparison, store: Store, measure: Measure
+) -> Plan:
+    """A point for each turn."""
+
+    def point_of(turn: Turn) -> Point:
+        return make_point(key_of(turn, comparison), lambda: asdict(measure(turn, comparison)))
+
+    return Plan(points=tuple(point_of(turn) for turn in turns), store=store)
+
+
+def measure_all(turns: Sequence[Turn], plan: Plan, epochs: int) -> list[Finished]:
+    """Measures all turns, or reads what an earlier call has kept of them. Where one fails, all
+    others are still measured.
+
+    Raises:
+        UserError: one or more failed; the others are kept.
+    """
+    finished = []
+    failures = []
+    for turn, point in zip(turns, plan.points, strict=True):
+        try:
+            kept = plan.store.tensors(point.key, point.measure)
+            run = from_plain(Run, unpack(kept))
+            row = make_row(turn, run, epochs)
+        except UserError as error:
+            print(f"error: {error}", flush=True)
+            failures.append(str(error))
+            continue
+        finished.append(Finished(turn=turn, run=run, row=row))
+        print(row.text(), flush=True)
+    if failures:
+        others = len(failures) - 1
+        more = f" (and {others} more)" if others else ""
+        advice = "what finished is kept: run again to go on, or choose with --systems"
+        raise UserError(f"{failures[0]}{more}; {advice}")
+    return finished
+
+
+# ---- what is written -----------------------------------------------------------------------
+
+
+def figure_title(comparison: Comparison, kinds: Sequence[str]) -> str:
+    """What was measured, where, and how often."""
+    image_set = comparison.image_set
+    info = comparison.info
+    machine = comparison.machine
+    drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
+    data = f"{len(image_set.labels)} images of {image_set.name}{drawn}"
+    rounds = f"n = {len(kinds)} ({', '.join(kinds)})"
+    what = f"{info.name}, {data}, {comparison.epochs} epochs; {rounds}"
+    where = f"{machine.processor}, {machine.threads} threads; weights: {info.source[:110]}"
+    return f"{what}\n{where}"
+
+
+def all_library_versions() -> dict[str, str | None]:
+    """The versions of what all systems need beyond transferlab."""
+    versions: dict[str, str | None] = {}
+    for system in SYSTEMS:
+        versions |= library_versions(system)
+    return versions
+
+
+def describe(
+    comparison: Comparison,
+    kinds: Sequence[str],
+    finished: Sequence[Finished],
+    ratios: Sequence[str],
+    missed: Sequence[str],
+) -> BenchmarkRecord:
+    """The record of all runs."""
+    measured = {one.turn.system for one in finished}
+    ordered = [system for system in SYSTEMS if system in measured]
+    facts = {
+        "settings": {name: asdict(settings_of(name, comparison.epochs)) for name in ordered},
+        "size": comparison.size,
+        "libraries": all_library_versions(),
+        "kinds": list(kinds),
+        "ratios": list(ratios),
+        "short_against_full": list(missed),
+        "left_out": [system for system in SYSTEMS if system not in measured],
+        "runs": [one.facts() for one in finished],
+    }
+    return BenchmarkRecord(
+        kind=NAME,
+        data=(data_info(comparison.image_set),),
+        weights=(comparison.info,),
+        machine=comparison.machine.info(),
+        seed=SEED,
+        augmentation=FACES.augmentation(comparison.size).info(),
+        facts=facts,
+    )
+
+
+def report(
+    out: str,
+    comparison: Comparison,
+    kinds: Sequence[str],
+    finished: Sequence[Finished],
+    plan: Plan,
+) -> None:
+    """Prints the medians and ratios; writes rows, record and figure, into which all that was kept
+    of the plan has gone."""
+    rows = [one.row for one in finished]
+    summaries = summarise(rows)
+    ratios = describe_ratios(rows)
+    missed = describe_disagreement(finished, comparison.epochs)
+    shown = pd.DataFrame([asdict(one) for one in summaries]).set_index("system").astype(float)
+    print(shown.to_string(float_format="%.3f"))
+    print("\n".join([*missed, *ratios]))
+    table = pd.DataFrame([asdict(row) for row in rows])
+    record = describe(comparison, kinds, finished, ratios, missed)
+    figure = plot_bars(summaries, figure_title(comparison, kinds))
+    write_results(out, table, record, figure, plan)
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of this command."""
     parser = make_parser(
         __doc__,
         data="a folder with manga_facial_expressions",
         weights="a folder with resnet50's weights",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument(
-        "--full", action="store_true", help="the first round is full whatever the CPU"
-    )
-    names = {"choices": SYSTEMS, "default": list(SYSTEMS), "metavar": "NAME"}
-    parser.add_argument(
-        "--systems", nargs="+", help=f"of {', '.join(SYSTEMS)} (default: all)", **names
-    )
-    hidden = {"help": argparse.SUPPRESS}  # what a process is told, and what tests make small
-    parser.add_argument("--one", choices=SYSTEMS, **hidden)
-    parser.add_argument("--model", default="resnet50", **hidden)
-    for name, default in {"size": 224, "epochs": EPOCHS, "seed": SEED}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, **hidden)
+    add_rounds(parser, 3)
+    option = parser.add_argument
+    option("--full", action="store_true", help="the first round is full whatever the CPU")
+    names = tuple(SYSTEMS)
+    text = f"of {', '.join(names)} (default: all)"
+    option("--systems", nargs="+", choices=names, default=names, metavar="NAME", help=text)
+    hidden = argparse.SUPPRESS  # what a process is told, and what tests make small
+    option("--one", choices=names, help=hidden)
+    option("--model", default="resnet50", help=hidden)
+    option("--size", type=int, default=224, help=hidden)
+    option("--epochs", type=int, default=EPOCHS, help=hidden)
+    option("--seed", type=int, default=SEED, help=hidden)
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
-    """Measures, prints, writes -> exit code."""
+def kinds_of_rounds(options: argparse.Namespace, machine: Machine) -> list[str]:
+    """The kind of each round."""
+    kinds = ["short"] * options.rounds
+    if options.full or machine.precision != torch.float32:
+        kinds[0] = "full"
+    return kinds
+
+
+def main(arguments: Sequence[str] | None = None, *, measure: Measure = measure_turn) -> int:
+    """Measures, prints, writes -> exit code.
+
+    Raises:
+        UserError: there is nothing to measure, or it cannot be measured.
+    """
     options = parse(arguments)
     if options.one:
         run_one(options)
         return 0
-    image_set, info = prepare(options)
-    systems = leave_out_missing([system for system in SYSTEMS if system in options.systems])
+    check_rounds(options.rounds)
+    comparison = prepare(options)
+    chosen = [system for system in SYSTEMS if system in options.systems]
+    systems = leave_out_missing(chosen)
     if not systems:
         raise UserError("no system is left to measure")
-    out, precision = Path(options.out), choose_precision(choose_device())
-    for folder in ("result/benchmarks", "img"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    kinds = ["short"] * options.rounds
-    kinds[0] = "full" if options.full or precision != torch.float32 else "short"
-    used = {
-        "settings": {name: settings_of(name, options.epochs) for name in systems},
-        "weights": info._asdict(),
-        "size": options.size,
-        "data": image_set.digest,
-        "precision": str(precision),
-        "machine": machine(),
-    }
-    unfinished = out / "result/benchmarks/peers_unfinished"
-    one_system = used | {
-        "settings": settings_of("study", options.epochs)
-    }  # a choice of systems leaves what was kept as it is
-    rows, runs, paths = measure_all(systems, kinds, unfinished, one_system, options)
-    report(pd.DataFrame(rows), runs, kinds, used, image_set, paths, options)
+    kinds = kinds_of_rounds(options, comparison.machine)
+    turns = plan_turns(systems, kinds)
+    store = benchmark_store(options.out, NAME)
+    plan = plan_runs(turns, comparison, store, measure)
+    finished = measure_all(turns, plan, comparison.epochs)
+    report(options.out, comparison, kinds, finished, plan)
     return 0
 
 
-def report(table, runs, kinds, used, image_set, paths, options):
-    """Prints the medians and ratios; writes rows, facts and figure, into which the kept `paths` have gone."""
-    summary = summarise(table)
-    ratios, missed = describe_ratios(table), describe_disagreement(runs, kinds, options.epochs)
-    print(summary.to_string(float_format="%.3f"))
-    print("\n".join([*missed, *ratios]))
-    libraries = {
-        name: version for module in LIBRARIES for name, version in library_versions(module).items()
-    }
-    facts = used | {
-        "libraries": libraries,
-        "kinds": kinds,
-        "ratios": ratios,
-        "short_against_full": missed,
-    }
-    facts |= {"data_name": image_set.name, "synthetic": image_set.synthetic}
-    facts["left_out"] = [system for system in SYSTEMS if system not in summary.index]
-    facts["runs"] = [
-        {"system": system, "round": number} | found for (system, number), found in runs.items()
-    ]
-    data = f"{image_set.name}{' (synthetic: drawn pictures)' * image_set.synthetic}"
-    rounds = f"n = {len(kinds)} ({', '.join(kinds)})"
-    title = f"{options.model}, {len(image_set.labels)} images of {data}, {options.epochs} epochs; {rounds}"
-    title += f"\n{used['machine']['processor']}, {used['machine']['threads']} threads; weights: {used['weights']['source'][:110]}"
-    write_results(options.out, "peers", table, facts, plot_bars(summary, title), paths)
+def end_as_interrupted(number: int, frame: Any) -> None:
+    """Ends as Ctrl-C does: the process under measurement with it."""
+    sys.exit(143)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # ends as Ctrl-C does: the process under measurement with it
+    signal.signal(signal.SIGTERM, end_as_interrupted)
     run_command(main)

@@ -48,7 +48,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 30  # augmented views of every training image, used in turn
+views = 4  # random views of every training image, used in turn beside the clean one; 0: none
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off
@@ -62,79 +62,106 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # %% id="setup-errors"
 # @inline transferlab.errors: UserError
 
+# %% id="setup-machine"
+# @inline transferlab.machine: CPU_INFO, RECORDED_PACKAGES, MachineInfo, Machine, choose_device
+# @inline transferlab.machine: choose_precision, choose_batch_size, processor_name
+# @inline transferlab.machine: installed_versions
+
+# %% id="setup-machine-2"
+# @inline transferlab.machine: this_machine, Clock
+
+# %% id="setup-data"
+# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, DECODED_BYTES, Rejected, ImageFile
+# @inline transferlab.data: DecodedImages, ImageSet, Fold, sub_folders, holds_files, folder_layout
+
+# %% id="setup-data-2"
+# @inline transferlab.data: image_folders_by_depth, find_image_folder, ClassFolder
+# @inline transferlab.data: check_class_names, class_folders, has_transparency, to_rgb
+
+# %% id="setup-data-3"
+# @inline transferlab.data: decode_image, read_image, printable_path, describe_failure, ImageLoader
+
+# %% id="setup-data-4"
+# @inline transferlab.data: load_images, split_indices, split_images
+
+# %% id="setup-views"
+# @inline transferlab.views: BLOCK, Transform, AugmentationInfo, printed, Augmentation, view_seed
+# @inline transferlab.views: Renderer
+
 # %% id="setup-download"
-# @inline transferlab.download: DownloadError, MANGA_FACE_HANDLE, MANGA_FACE_URL, MANGA_FACE_COUNTS, KAGGLE_ADDRESS
-# @inline transferlab.download: COUNTED_SUFFIXES, CONNECT_SECONDS, by_hand
+# @inline transferlab.download: MANGA_FACE_HANDLE, MANGA_FACE_URL, MANGA_FACE_COUNTS, KAGGLE_ADDRESS
+# @inline transferlab.download: COUNTED_SUFFIXES, CONNECT_SECONDS, DownloadError, by_hand
+# @inline transferlab.download: count_images, describe_counts, check_counts, folder_to_become
 
-# %% id="setup-download-folder"
-# @inline transferlab.download: check_counts, folder_to_become
-
-# %% id="setup-download-manga"
+# %% id="setup-download-2"
 # @inline transferlab.download: fetch_from_kaggle, download_manga_faces
 
-# %% id="setup-find"
-# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, ImageSet, sub_folders, folder_layout
+# %% id="setup-offline"
+# @inline transferlab.offline: LITE0_NAME, LITE0_PACKAGE, LITE0_SHA256, LITE0_SOURCE, LITE0_DEPTHS
+# @inline transferlab.offline: LITE0_OUTER_NAMES, LITE0_FIRST_NAMES, LITE0_BLOCK_NAMES
+# @inline transferlab.offline: lite0_block_place, lite0_timm_key, find_packaged_weights
+# @inline transferlab.offline: read_packaged_weights
 
-# %% id="setup-find-folder"
-# @inline transferlab.data: find_image_folder, class_folders
+# %% id="setup-pretrained"
+# @inline transferlab.pretrained: BACKBONES, WeightsInfo, FoundWeights, Download, tensor_hash
+# @inline transferlab.pretrained: state_hash, download_weights, hub_repository, read_weights
 
-# %% id="setup-decode"
-# @inline transferlab.data: to_rgb, decode_image, read_image
+# %% id="setup-pretrained-2"
+# @inline transferlab.pretrained: is_finite_tensor, as_fp32, describe_lost_tensors, WeightsNote
+# @inline transferlab.pretrained: short_label, read_note, find_weights_file, find_pretrained
 
-# %% id="setup-load"
-# @inline transferlab.data: DECODED_BYTES, DecodedImages, load_images
+# %% id="setup-pretrained-3"
+# @inline transferlab.pretrained: random_weights, read_found_weights
 
-# %% id="setup-split"
-# @inline transferlab.data: split_indices, split_images
+# %% id="setup-backbones"
+# @inline transferlab.backbones: FOLDABLE_CONVOLUTIONS, FOLDABLE_NORMS, build_model, classifier_name
+# @inline transferlab.backbones: load_all, build_from_state, build_random, revive_residual_branches
+# @inline transferlab.backbones: normalize, estimate_batchnorm, copy_sharing_tensors
 
-# %% id="setup-weights-find"
-# @inline transferlab.backbones: WeightsInfo, tensor_hash, state_hash, download_weights, describe_weights
+# %% id="setup-backbones-2"
+# @inline transferlab.backbones: trace, can_fold, fold_batchnorm, fold_pair, count_parameters
 
-# %% id="setup-weights-read"
-# @inline transferlab.backbones: read_weights, lost_tensors
+# %% id="setup-store"
+# @inline transferlab.store: key_text, checksum, pack, unpack, Store, NO_STORE, read_kept
 
-# %% id="setup-weights-load"
-# @inline transferlab.backbones: build_model, classifier_name, load_backbone_weights, load_all
+# %% id="setup-store-2"
+# @inline transferlab.store: open_store
 
-# %% id="setup-weights-resolve"
-# @inline transferlab.backbones: find_weights, hub_repository, find_pretrained
+# %% id="setup-features"
+# @inline transferlab.features: REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
 
-# %% id="setup-random"
-# @inline transferlab.backbones: revive_residual_branches, normalize, estimate_batchnorm
+# %% id="setup-train"
+# @inline transferlab.train: ViewOf, Mix, Settings, Epoch, TrainResult, Evaluation, TrainData
 
-# %% id="setup-device"
-# @inline transferlab.backbones: choose_device, choose_precision, choose_batch_size
-
-# %% id="setup-fold"
-# @inline transferlab.backbones: trace, fold_batchnorm
-
-# %% id="setup-render"
-# @inline transferlab.views: Views, view_seed
-# @inline transferlab.features: view_blocks, one_ahead, timed
-
-# %% id="setup-cache"
-# @inline transferlab.cache: load_or_extract
+# %% id="setup-train-2"
+# @inline transferlab.train: Recipe, set_training, copy_state, progress_bar
 
 # %% id="setup-metrics"
-# @inline transferlab.metrics: accuracy_interval
-# @inline transferlab.study: describe_study
+# @inline transferlab.metrics: Interval, accuracy_interval
 
-# %% id="setup-write"
-# @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
+# %% id="setup-records"
+# @inline transferlab.records: SCHEMA, R, DataInfo, data_info, RunRecord, HeadInfo, StudyRecord
+# @inline transferlab.records: highest_epoch
 
-# %% id="setup-save"
-# @inline transferlab.artifacts: seconds_text, best_rows, save_run, save_figure
+# %% id="setup-records-2"
+# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, read_plain
 
-# %% id="setup-reload"
-# @inline transferlab.artifacts: load_model, predict_image
+# %% id="setup-artifacts"
+# @inline transferlab.artifacts: OUT_FOLDERS, prepare_out_dir, new_stamp, write_new, write_text
+# @inline transferlab.artifacts: write_table, file_name, seconds_text, history_table, SavedRun
+
+# %% id="setup-artifacts-2"
+# @inline transferlab.artifacts: save_run, save_figure, SavedModel, load_model, ClassProbability
+# @inline transferlab.artifacts: rank_classes, predict_image
+
+# %% id="setup-artifacts-3"
+# @inline transferlab.artifacts: COMPARED_FIELDS
 
 # %% id="setup-plots"
-# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_run, plot_class_counts, plot_images
+# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_data, describe_run
+# @inline transferlab.plots: plot_class_counts, plot_images, plot_curves, plot_history
 
-# %% id="setup-plots-curves"
-# @inline transferlab.plots: plot_history
-
-# %% id="setup-plots-results"
+# %% id="setup-plots-2"
 # @inline transferlab.plots: plot_confusion, plot_timings
 
 # %% id="setup-end"
@@ -146,13 +173,12 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
-warnings.showwarning = lambda message, *where: print(
-    f"warning: {message}"
-)  # without the kernel's temporary file names
-device = choose_device()
-print(
-    f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}"
-)
+# Without the kernel's temporary file names.
+warnings.showwarning = lambda message, *where: print(f"warning: {message}")
+machine = this_machine()
+device = machine.device
+store = open_store(cache_dir)
+print(f"device: {device.type}, precision of random views: {machine.precision}")
 
 # %% [markdown] id="data-text"
 # ## 1. 데이터
@@ -168,15 +194,15 @@ print(
 # %% id="data"
 image_folder = Path(data_dir) if data_dir else download_manga_faces(Path("data"))
 image_set = load_images(image_folder, prefer="manga_facial_expressions")
-train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
-for path, reason in image_set.rejected:
-    print(f"left out: {path} ({reason})")
-majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
-print(
-    f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation"
-)
+fold = split_images(image_set, val_size=0.35, seed=seed)
+for left_out in image_set.rejected:
+    print(f"left out: {left_out.path} ({left_out.reason})")
+val_labels = image_set.labels[fold.val]
+majority = torch.bincount(val_labels).max().item() / len(val_labels)
+n_train, n_val = len(fold.train), len(fold.val)
+print(f"{image_set.name}: {n_train} images for training, {n_val} for validation")
 print(f"always guessing the most frequent class: {majority:.1%}")
-plot_class_counts(image_set, {"train": train_index, "val": val_index})
+plot_class_counts(image_set, fold)
 plt.show()
 
 # %% [markdown] id="samples-text"
@@ -184,13 +210,12 @@ plt.show()
 # 저장소에 올라온 노트북에는 저작권이 있는 만화 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
 
 # %% tags=["shows-images"] id="samples"
-chosen = [
-    int(i)
-    for label in range(len(image_set.classes))
-    for i in torch.where(image_set.labels == label)[0][:2]
-]
+chosen = []
+for label in range(len(image_set.classes)):
+    chosen += torch.where(image_set.labels == label)[0][:2].tolist()
 names = [image_set.classes[image_set.labels[i]] for i in chosen]
-heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
+drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
+heading = f"{image_set.name}{drawn}"
 plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
 plt.show()
 
@@ -204,27 +229,23 @@ plt.show()
 # 평균과 표준편차로 나누는 정규화는 백본마다 다르므로 뷰에 넣지 않고 모델 쪽에서 합니다.
 
 # %% id="views"
-# @inline transferlab.views: anime_views, render_view
+# @inline transferlab.views: faces_augmentation, render_view
 
 # %% [markdown] id="views-figure-text"
 # 아래는 한 장에서 나온 깨끗한 뷰와 증강한 뷰 여섯 장입니다. **변형한 뒤에도 사람이 같은 표정으로 읽을 수 있는지** 확인하세요.
 # 표정이 달라 보일 만큼 변형이 세면 증강은 도움이 아니라 잡음이 됩니다.
 
 # %% tags=["shows-images"] id="views-figure"
-transforms = anime_views()
-example = train_index[:1]
-pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
-pictures += [
-    render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0]
-    for v in range(1, 7)
-]
+augmentation = faces_augmentation()
+example = fold.train[:1]
+pictures = [render_view(image_set, augmentation.clean, view=0, seed=seed, indices=example)[0]]
+for view in range(1, 7):
+    drawn = render_view(image_set, augmentation.train, view=view, seed=seed, indices=example)
+    pictures.append(drawn[0])
 label = image_set.classes[image_set.labels[example]]
-plot_images(
-    pictures,
-    ["clean"] + [f"view {v}" for v in range(1, 7)],
-    columns=7,
-    heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic,
-)
+titles = ["clean"] + [f"view {view}" for view in range(1, 7)]
+note = " (synthetic)" if image_set.synthetic else ""
+plot_images(pictures, titles, columns=7, heading=f"{label}: one image, six views{note}")
 plt.show()
 
 # %% [markdown] id="model-text"
@@ -237,38 +258,40 @@ plt.show()
 # 정말 얼었는지는 파라미터와 버퍼 전체의 해시를 학습 전후에 비교해서 확인합니다.
 
 # %% id="model"
-# @inline transferlab.backbones: BACKBONES, create_backbone
+# @inline transferlab.backbones: create_backbone
 
 # %% id="model-head"
 # @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_features
 
 # %% id="features"
-# @inline transferlab.features: extract, feature_drawer
+# @inline transferlab.features: extract
+
+# %% id="features-kept"
+# @inline transferlab.features: Features, FoldFeatures, features_of
 
 # %% id="study"
-# @inline transferlab.study: Study, Frozen, freeze_backbone
+# @inline transferlab.study: Study, Frozen
+
+# %% id="study-freeze"
+# @inline transferlab.study: seeded_head, settle_batchnorm, freeze_backbone
 
 # %% [markdown] id="freeze-text"
 # 실제로 만들어 봅니다. 어떤 가중치를 읽었는지 꼭 확인하세요. `random`이라고 나오면 전이 학습을 재는 것이 아닙니다.
 
 # %% id="freeze"
-settings = {
-    "epochs": epochs,
-    "patience": 5,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "views": views,
-    "hidden": 512,
-    "dropout": 0.5,
-}
-indices = {"train": train_index, "val": val_index}
-blocks = view_blocks(image_set, transforms, seed=seed)
-study = Study(image_set, transforms, indices, blocks, settings, seed)
-frozen = freeze_backbone("densenet121", study, weights=weights, cache_dir=cache_dir)
-print(f"weights: {frozen.info.kind}: {frozen.info.source}")
-total, trainable = (
-    sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper)
+settings = Settings(epochs=epochs, patience=5, batch_size=32, lr=1e-3, views=views)
+study = Study(
+    renderer=Renderer(image_set, augmentation, seed=seed),
+    fold=fold,
+    settings=settings,
+    machine=machine,
+    seed=seed,
+    store=store,
 )
+frozen = freeze_backbone("densenet121", study, weights=weights)
+print(f"weights: {frozen.info.kind}: {frozen.info.source}")
+total = count_parameters(frozen.model)
+trainable = count_parameters(frozen.upper)
 print(f"parameters: {total:,}, of which {trainable:,} are trained")
 print(frozen.upper)
 
@@ -285,13 +308,12 @@ def ordinary_epoch(lower, head, order):
         parameter.requires_grad = False
     lower.eval()
     head.train()
-    optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr)
     total_loss = 0.0
-    for batch in order.split(settings["batch_size"]):
-        images = render_view(
-            image_set, transforms.train, view=1, seed=seed, indices=train_index[batch]
-        )
-        labels = image_set.labels[train_index[batch]].to(device)
+    for batch in order.split(settings.batch_size):
+        chosen = fold.train[batch]
+        images = render_view(image_set, augmentation.train, view=1, seed=seed, indices=chosen)
+        labels = image_set.labels[chosen].to(device)
         with torch.no_grad():
             features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(head(features), labels)
@@ -302,7 +324,7 @@ def ordinary_epoch(lower, head, order):
     return total_loss / len(order)
 
 
-order = torch.randperm(len(train_index), generator=torch.Generator().manual_seed(seed))
+order = torch.randperm(len(fold.train), generator=torch.Generator().manual_seed(seed))
 ordinary_head = copy.deepcopy(frozen.upper)
 torch.manual_seed(seed)
 started = time.perf_counter()
@@ -317,50 +339,45 @@ print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_l
 # 뷰를 계산하는 기계에서는 그 정밀도만큼 다를 수 있습니다.
 
 # %% id="train-epoch"
-# @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
+# @inline transferlab.train: Loop, evaluate, check_loss
 
 # %% id="kept"
-kept_x = frozen.draw("train", 1).to(device)  # the frozen part runs here, once
+kept_x = frozen.features.train(1).to(device)  # the frozen part runs here, once
+labels = image_set.labels[fold.train].to(device)
 kept_head = copy.deepcopy(frozen.upper)
-optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
-labels = image_set.labels[train_index].to(device)
+loop = Loop(kept_head, settings, Recipe())
 torch.manual_seed(seed)
 started = time.perf_counter()
-kept_loss, _ = train_one_epoch(
-    kept_head, optimizer, kept_x, labels, order.to(device), batch_size=settings["batch_size"]
-)
+kept_loss, _ = loop.epoch(kept_x, labels, order.to(device))
 kept_seconds = time.perf_counter() - started
 print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
-tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
-assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), (
-    "kept features and the ordinary loop disagree"
-)
+tolerance = 1e-3 if machine.precision == torch.float32 else 5e-2
+apart = abs(kept_loss - ordinary_loss)
+assert apart < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
+times = ordinary_seconds / kept_seconds
 print(
-    f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster"
+    f"the same loss within {tolerance:g}; a further epoch on this view is {times:.0f} times faster"
 )
 
 # %% [markdown] id="train-text"
 # ## 5. 학습
 #
 # 규칙은 01번과 같습니다. Adam(학습률 0.001), 배치 32, 최대 30에포크, 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈추고 가장 낮았던 에포크로 되돌립니다.
-# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배웁니다. 기본값 30은 에포크마다 새 뷰를 쓴다는 뜻이고, 조기 종료로 멈춘 뒤의 뷰는 계산하지 않습니다.
+# 에포크 e(0부터 셉니다)는 뷰 `e % (views + 1)`의 특징으로 배웁니다. 0번 깨끗한 뷰와 무작위 뷰 네 벌을 차례로 쓰므로, 백본은 이미지마다 다섯 번만 통과합니다.
 
 # %% id="train"
 # @inline transferlab.train: train
 
 # %% id="train-study"
-# @inline transferlab.study: train_study
+# @inline transferlab.study: announce_time, train_study, describe_study
 
 # %% id="train-run"
-result, provenance = train_study(frozen, study)
-best = best_rows(result)["best"]
-assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], (
-    "the frozen backbone has changed"
-)
-print(f"frozen part unchanged: {provenance['frozen_hash_after'][:16]}...")
-print(
-    f"best epoch {result.best_epoch} of {len(result.history)}: validation accuracy {best['val_acc']:.1%}"
-)
+result, record = train_study(frozen, study)
+before, after = record.frozen_hash_before, record.frozen_hash_after
+assert before == after, "the frozen backbone has changed"
+print(f"frozen part unchanged: {after[:16]}...")
+epoch = f"best epoch {result.best_epoch} of {len(result.history)}"
+print(f"{epoch}: validation accuracy {record.best.val_acc:.1%}")
 
 # %% [markdown] id="curves-text"
 # ## 6. 학습 곡선
@@ -371,7 +388,7 @@ print(
 # %% id="curves"
 stamp = new_stamp(out_dir)
 for kind in ("loss", "accuracy", "combined"):
-    figure = plot_history(result, provenance, kind)
+    figure = plot_history(result, record, kind)
     save_figure(figure, out_dir, f"densenet121_{kind}", stamp=stamp)
     if kind != "combined":
         plt.close(figure)
@@ -384,14 +401,9 @@ plt.show()
 # 오른쪽의 클래스별 F1을 고르게 평균한 값이 macro-F1입니다.
 
 # %% id="confusion"
-val_labels = image_set.labels[val_index]
-predictions = torch.tensor(provenance["val_predictions"])
-save_figure(
-    plot_confusion(val_labels, predictions, provenance),
-    out_dir,
-    "densenet121_confusion",
-    stamp=stamp,
-)
+predictions = torch.tensor(record.val_predictions)
+figure = plot_confusion(val_labels, predictions, record)
+save_figure(figure, out_dir, "densenet121_confusion", stamp=stamp)
 plt.show()
 
 # %% [markdown] id="overfitting-text"
@@ -403,16 +415,15 @@ plt.show()
 # 표의 세 줄은 각각 검증 손실이 가장 낮은 에포크(best), 마지막 에포크(last), 검증 정확도가 가장 높은 에포크(highest)입니다. 두 가지를 보세요. 깨끗한 학습 정확도와 검증 정확도의 차이(과적합), 그리고 95% 신뢰구간의 폭(검증 이미지의 수가 정하는, 우연만으로 흔들릴 수 있는 범위)입니다.
 
 # %% id="overfitting"
-rows = best_rows(result)
+rows = {"best": record.best, "last": record.last, "highest": record.highest}
 columns = ["epoch", "train_acc", "train_acc_clean", "val_acc", "val_loss"]
 table = pd.DataFrame(
-    {name: {column: row[column] for column in columns} for name, row in rows.items()}
+    {name: [getattr(row, column) for column in columns] for name, row in rows.items()}, columns
 ).T
 table["gap (clean train - val)"] = table["train_acc_clean"] - table["val_acc"]
-low, high = provenance["accuracy_interval"]
-print(
-    f"best epoch: {best['val_acc']:.1%}, 95 % interval {low:.1%} to {high:.1%} ({len(val_labels)} images)"
-)
+low, high = record.accuracy_interval.low, record.accuracy_interval.high
+interval = f"95 % interval {low:.1%} to {high:.1%} ({len(val_labels)} images)"
+print(f"best epoch: {record.best.val_acc:.1%}, {interval}")
 print(table.round(3).to_string())
 
 # %% [markdown] id="time-text"
@@ -421,13 +432,12 @@ print(table.round(3).to_string())
 # training views와 validation images가 백본을 통과하는 시간, head가 헤드를 학습하는 시간입니다.
 
 # %% id="time"
-plot_timings([provenance])
+plot_timings([record])
 plt.show()
-without = ordinary_seconds * len(result.history)
-print(
-    f"this run: {sum(provenance['timings'].values()):.0f} s; "
-    f"the ordinary loop would take about {without:.0f} s for the training images of {len(result.history)} epochs"
-)
+epochs_run = len(result.history)
+without = ordinary_seconds * epochs_run
+print(f"this run: {record.seconds:.0f} s; the ordinary loop would take about {without:.0f} s")
+print(f"for the training images of {epochs_run} epochs")
 
 # %% [markdown] id="compare-text"
 # ## 10. ResNet50과 비교
@@ -436,91 +446,74 @@ print(
 # 알 수 없기 때문입니다. 맞는 것이 없으면 여기서 ResNet50을 학습합니다.
 
 # %% id="compare-tools"
-# @inline transferlab.artifacts: find_matching_run
+# @inline transferlab.artifacts: same_conditions, find_matching_run
 # @inline transferlab.metrics: mcnemar_p
 
 # %% id="compare-find"
-densenet = provenance | best_rows(result) | {"epochs_run": len(result.history)}
-resnet = find_matching_run(out_dir, "resnet50", provenance)
+densenet = record
+resnet = find_matching_run(out_dir, "resnet50", record)
 if resnet is None:
     print("no matching run of resnet50: training it now")
-    other = freeze_backbone("resnet50", study, weights=weights, cache_dir=cache_dir)
-    other_result, other_provenance = train_study(other, study)
-    save_run(out_dir, other.model, other_result, other_provenance, stamp=stamp)
-    resnet = other_provenance | best_rows(other_result) | {"epochs_run": len(other_result.history)}
+    other = freeze_backbone("resnet50", study, weights=weights)
+    other_result, resnet = train_study(other, study)
+    save_run(out_dir, other.model, other_result, resnet, stamp=stamp)
 else:
-    print(f"compared with the run of {resnet['stamp']}")
+    print(f"compared with the run of {resnet.stamp}")
+runs = (resnet, densenet)
 
 # %% [markdown] id="compare-table-text"
 # 정확도 옆의 구간은 95% 신뢰구간입니다. 두 구간이 넓게 겹치면 조심해야 합니다. 더 나은 방법은 **같은 이미지**에서 둘의 답을 짝지어 보는 것입니다.
 # McNemar 검정은 한쪽만 맞힌 이미지들이 어느 한쪽으로 우연 이상으로 쏠렸는지를 봅니다. p가 0.05보다 크면 "이 검증 이미지로는 구별할 수 없다"가 정직한 결론입니다.
 
+
 # %% id="compare-table"
-table = pd.DataFrame(
-    {
-        run["model"]: {
-            "accuracy (best epoch)": f"{run['best']['val_acc']:.1%}",
-            "95 % interval": "{:.1%} to {:.1%}".format(*run["accuracy_interval"]),
-            "macro-F1": f"{run['macro_f1']:.3f}",
-            "gap (clean train - val)": f"{run['best']['train_acc_clean'] - run['best']['val_acc']:+.1%}",
-            "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
-            "seconds": seconds_text(run),
-            "parameters": f"{run['parameters']:,}",
-            "trained parameters": f"{run['trainable_parameters']:,}",
-            "weights": run["weights"]["source"],
-        }
-        for run in (resnet, densenet)
+def summarise(run: StudyRecord) -> dict[str, str]:
+    """A run as a column of the table."""
+    low, high = run.accuracy_interval.low, run.accuracy_interval.high
+    return {
+        "accuracy (best epoch)": f"{run.best.val_acc:.1%}",
+        "95 % interval": f"{low:.1%} to {high:.1%}",
+        "macro-F1": f"{run.macro_f1:.3f}",
+        "gap (clean train - val)": f"{run.best.train_acc_clean - run.best.val_acc:+.1%}",
+        "best epoch / epochs": f"{run.best.epoch} / {run.epochs_run}",
+        "seconds": seconds_text(run),
+        "parameters": f"{run.parameters:,}",
+        "trained parameters": f"{run.trainable_parameters:,}",
+        "weights": run.backbone.label,
     }
-)
-print(table.to_string())
-right = {
-    run["model"]: torch.tensor(run["val_predictions"]) == val_labels for run in (resnet, densenet)
-}
-only_resnet = int((right["resnet50"] & ~right["densenet121"]).sum())
-only_densenet = int((right["densenet121"] & ~right["resnet50"]).sum())
-p = mcnemar_p(right["resnet50"], right["densenet121"])
-verdict = (
-    "indistinguishable on these images" if p >= 0.05 else "the difference is larger than chance"
-)
-print(
-    f"only resnet50 right: {only_resnet}, only densenet121 right: {only_densenet}; exact McNemar p = {p:.3f}: {verdict}"
-)
+
+
+print(pd.DataFrame({run.model: summarise(run) for run in runs}).to_string())
+for run in runs:
+    print(f"{run.backbone.label}: {run.backbone.source}")
+right = [torch.tensor(run.val_predictions) == val_labels for run in runs]
+only_resnet = int((right[0] & ~right[1]).sum())
+only_densenet = int((right[1] & ~right[0]).sum())
+p = mcnemar_p(right[0], right[1])
+chance = "indistinguishable on these images"
+verdict = chance if p >= 0.05 else "the difference is larger than chance"
+print(f"only resnet50 right: {only_resnet}, only densenet121 right: {only_densenet}")
+print(f"exact McNemar p = {p:.3f}: {verdict}")
 
 # %% id="compare-figure"
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.6))
-names, colors = ["resnet50", "densenet121"], [BLUE, ORANGE]
-disk = any(
-    "features from disk" in run["timings"] for run in (resnet, densenet)
-)  # then the seconds are not comparable
-for axis, title, values in (
-    (axes[0], "accuracy (best epoch)", [resnet["best"]["val_acc"], densenet["best"]["val_acc"]]),
-    (
-        axes[1],
-        "seconds" + " (features from disk)" * disk,
-        [sum(resnet["timings"].values()), sum(densenet["timings"].values())],
-    ),
-    (axes[2], "parameters (million)", [resnet["parameters"] / 1e6, densenet["parameters"] / 1e6]),
-):
-    axis.bar_label(
-        axis.bar(names, values, color=colors, width=0.6),
-        fmt="%.3g",
-        label_type="center",
-        color="white",
-    )
-    axis.set(title=title, ylim=(0, 1.4 * max(values)))
-errors = [
-    [run["best"]["val_acc"] - run["accuracy_interval"][0] for run in (resnet, densenet)],
-    [run["accuracy_interval"][1] - run["best"]["val_acc"] for run in (resnet, densenet)],
-]
-axes[0].errorbar(
-    names,
-    [run["best"]["val_acc"] for run in (resnet, densenet)],
-    yerr=errors,
-    fmt="none",
-    color="black",
-    capsize=4,
-)
-figure.suptitle(f"{describe_run(provenance)}, {len(val_labels)} validation images", fontsize=8)
+names = [run.model for run in runs]
+accuracies = [run.best.val_acc for run in runs]
+# Seconds of a run whose features came from disk compare with no other's.
+disk = any("features from disk" in run.timings for run in runs)
+values = {
+    "accuracy (best epoch)": accuracies,
+    "seconds (features from disk)" if disk else "seconds": [run.seconds for run in runs],
+    "parameters (million)": [run.parameters / 1e6 for run in runs],
+}
+for axis, (title, heights) in zip(axes, values.items()):
+    bars = axis.bar(names, heights, color=[BLUE, ORANGE], width=0.6)
+    axis.bar_label(bars, fmt="%.3g", label_type="center", color="white")
+    axis.set(title=title, ylim=(0, 1.4 * max(heights)))
+below = [run.best.val_acc - run.accuracy_interval.low for run in runs]
+above = [run.accuracy_interval.high - run.best.val_acc for run in runs]
+axes[0].errorbar(names, accuracies, yerr=[below, above], fmt="none", color="black", capsize=4)
+figure.suptitle(f"{describe_run(record)}, {len(val_labels)} validation images", fontsize=8)
 figure.tight_layout()
 save_figure(figure, out_dir, "training_results", stamp=stamp)
 plt.show()
@@ -539,40 +532,41 @@ plt.show()
 # 가장 좋은 에포크의 모델 전체를 `model/`에, 에포크별 기록과 요약을 `result/`에 저장합니다. 다시 읽은 모델이 검증 이미지마다 같은 답을 내는지 확인합니다.
 
 # %% id="save"
-files = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
-reloaded, described = load_model(files["model"])
-lower, upper = split_features(reloaded.to(device))
-val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
+files = save_run(out_dir, frozen.model, result, record, stamp=stamp)
+saved = load_model(files.model)
+lower, upper = split_features(saved.model.to(device))
+blocks = study.renderer.blocks(0, fold.val)
+val_x = extract(fold_batchnorm(lower), blocks, machine=machine, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
-assert check["predictions"].tolist() == provenance["val_predictions"], (
-    "the saved model predicts something else"
-)
-print(f"reloaded: accuracy {check['accuracy']:.4f}, written {best['val_acc']:.4f}")
-for kind, path in files.items():
-    print(f"{kind}: {path.parent.name}/{path.name}")
+same = tuple(check.predictions.tolist()) == record.val_predictions
+assert same, "the saved model predicts something else"
+print(f"reloaded: accuracy {check.accuracy:.4f}, written {record.best.val_acc:.4f}")
+for path in files.all():
+    print(f"{path.parent.name}/{path.name}")
 
 # %% [markdown] id="predict-text"
 # `my_image`에 여러분의 이미지 경로를 넣으면 저장한 모델이 답합니다. 비워 두면 검증 이미지 한 장을 씁니다.
 
 # %% id="predict"
-my_image = ""  # for example "my_face.png"
+my_image = ""  # for example "my_image.png"
+saved.model.cpu()
 if my_image:
-    answer = predict_image(reloaded.cpu(), described["classes"], transforms.val, my_image)
+    answer = predict_image(saved, augmentation, my_image)
 else:
-    probabilities = check["logits"][0].softmax(dim=0).tolist()
-    answer = sorted(zip(described["classes"], probabilities), key=lambda pair: -pair[1])
+    answer = rank_classes(saved.record.dataset.classes, check.logits[0])
     print(f"true class: {image_set.classes[val_labels[0]]}")
-for name, probability in answer:
-    print(f"{name:12s} {probability:6.1%}")
+for guess in answer:
+    print(f"{guess.name:12s} {guess.probability:6.1%}")
+
 # %% [markdown] id="exercises"
 # ## 연습 문제
 #
 # 예상 범위는 만화 얼굴 455장, 64픽셀 Tiny ImageNet으로 학습한 대체 가중치, 시드 42에서 DenseNet121로 잰 값입니다. 위에 찍힌 가중치가 이와 다르면 맞지 않습니다.
 # ImageNet 가중치를 쓰면 다른 값이 나옵니다.
 #
-# 1. **드롭아웃을 끄면?** `settings`의 `"dropout"`을 0.0으로 바꿔 보세요. 고른 에포크가 12에서 6으로 앞당겨지지만 검증 정확도는 33% 안팎 그대로입니다.
+# 1. **드롭아웃을 끄면?** `settings`에 `dropout=0.0`을 더해 보세요. 고른 에포크는 6에서 20으로 늦어지고 검증 정확도는 28% 안팎입니다.
 #    마지막 에포크의 틈은 어느 쪽이 더 큰지 표의 gap으로 확인하세요.
-# 2. **헤드의 크기는?** `"hidden"`을 64와 2048로 바꿔 보세요. 검증 정확도는 64에서 35% 안팎, 2048에서 33% 안팎입니다. 파라미터가 서른 배 넘게 늘어도 나아지지 않는
+# 2. **헤드의 크기는?** `hidden`을 64와 2048로 바꿔 보세요. 검증 정확도는 둘 다 31% 안팎입니다. 파라미터가 서른 배 넘게 늘어도 나아지지 않는
 #    까닭을 생각해 보세요. 그리고 이 차이가 159장에서 몇 장인지도 세어 보세요.
-# 3. **오래 학습하면?** `"patience"`를 0, `"epochs"`를 100으로 바꿔 보세요. 뷰 30벌을 모두 계산한 뒤의 70에포크는 몇 초면 끝납니다. 고른 에포크의 검증 정확도는 33% 안팎이고,
-#    마지막 에포크의 깨끗한 학습 정확도는 57% 안팎까지 오릅니다. 검증 정확도가 가장 높았던 에포크를 골라 적으면 얼마나 더 좋아 보이나요?
+# 3. **오래 학습하면?** `patience`를 0, `epochs`를 100으로 바꿔 보세요. 뷰를 모두 계산한 뒤의 에포크는 몇 초면 끝납니다. 고른 에포크의 검증 정확도는 30% 안팎이고,
+#    마지막 에포크의 깨끗한 학습 정확도는 59% 안팎까지 오릅니다. 검증 정확도가 가장 높았던 에포크를 골라 적으면 얼마나 더 좋아 보이나요?

@@ -33,9 +33,9 @@
 
 # %% id="imports"
 import copy
-import json
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -53,7 +53,7 @@ from torch.nn import functional as F
 data_dir = ""  # folder of images; empty: data/, downloaded when missing
 weights = "auto"  # auto (hub), none (random), a file, or a folder of .safetensors
 epochs = 30  # at most; early stopping usually ends sooner
-views = 30  # augmented views of every training image, used in turn
+views = 4  # random views of every training image, used in turn beside the clean one; 0: none
 seed = 42
 out_dir = "."  # model/, result/ and img/ go here
 cache_dir = ""  # folder that keeps features between runs; empty: off
@@ -67,87 +67,113 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # %% id="setup-errors"
 # @inline transferlab.errors: UserError
 
+# %% id="setup-machine"
+# @inline transferlab.machine: CPU_INFO, RECORDED_PACKAGES, MachineInfo, Machine, choose_device
+# @inline transferlab.machine: choose_precision, choose_batch_size, processor_name
+# @inline transferlab.machine: installed_versions
+
+# %% id="setup-machine-2"
+# @inline transferlab.machine: this_machine, Clock
+
+# %% id="setup-data"
+# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, DECODED_BYTES, Rejected, ImageFile
+# @inline transferlab.data: DecodedImages, ImageSet, Fold, sub_folders, holds_files, folder_layout
+
+# %% id="setup-data-2"
+# @inline transferlab.data: image_folders_by_depth, find_image_folder, ClassFolder
+# @inline transferlab.data: check_class_names, class_folders, has_transparency, to_rgb
+
+# %% id="setup-data-3"
+# @inline transferlab.data: decode_image, read_image, printable_path, describe_failure, ImageLoader
+
+# %% id="setup-data-4"
+# @inline transferlab.data: load_images, split_indices, split_images
+
+# %% id="setup-views"
+# @inline transferlab.views: BLOCK, Transform, AugmentationInfo, printed, Augmentation, view_seed
+# @inline transferlab.views: Renderer
+
 # %% id="setup-download"
-# @inline transferlab.download: DownloadError, HYMENOPTERA_URL, HYMENOPTERA_COUNTS
-# @inline transferlab.download: COUNTED_SUFFIXES, CONNECT_SECONDS, by_hand
+# @inline transferlab.download: HYMENOPTERA_URL, HYMENOPTERA_COUNTS, COUNTED_SUFFIXES
+# @inline transferlab.download: CONNECT_SECONDS, DownloadError, by_hand, fetch_url, is_safe_member
+# @inline transferlab.download: unpack_zip, count_images, describe_counts, check_counts
 
-# %% id="setup-download-folder"
-# @inline transferlab.download: check_counts, folder_to_become
+# %% id="setup-download-2"
+# @inline transferlab.download: folder_to_become, download_hymenoptera
 
-# %% id="setup-download-archive"
-# @inline transferlab.download: fetch_url, unpack_zip, download_hymenoptera
+# %% id="setup-offline"
+# @inline transferlab.offline: LITE0_NAME, LITE0_PACKAGE, LITE0_SHA256, LITE0_SOURCE, LITE0_DEPTHS
+# @inline transferlab.offline: LITE0_OUTER_NAMES, LITE0_FIRST_NAMES, LITE0_BLOCK_NAMES
+# @inline transferlab.offline: lite0_block_place, lite0_timm_key, find_packaged_weights
+# @inline transferlab.offline: read_packaged_weights
 
-# %% id="setup-find"
-# @inline transferlab.data: SPLITS, PLACEHOLDER_SHA256, ImageSet, sub_folders, folder_layout
+# %% id="setup-pretrained"
+# @inline transferlab.pretrained: BACKBONES, WeightsInfo, FoundWeights, Download, tensor_hash
+# @inline transferlab.pretrained: state_hash, download_weights, hub_repository, read_weights
 
-# %% id="setup-find-folder"
-# @inline transferlab.data: find_image_folder, class_folders
+# %% id="setup-pretrained-2"
+# @inline transferlab.pretrained: is_finite_tensor, as_fp32, describe_lost_tensors, WeightsNote
+# @inline transferlab.pretrained: short_label, read_note, find_weights_file, find_pretrained
 
-# %% id="setup-decode"
-# @inline transferlab.data: to_rgb, decode_image, read_image
+# %% id="setup-pretrained-3"
+# @inline transferlab.pretrained: random_weights, read_found_weights
 
-# %% id="setup-load"
-# @inline transferlab.data: DECODED_BYTES, DecodedImages, load_images
+# %% id="setup-backbones"
+# @inline transferlab.backbones: FOLDABLE_CONVOLUTIONS, FOLDABLE_NORMS, build_model, classifier_name
+# @inline transferlab.backbones: load_all, build_from_state, build_random, revive_residual_branches
+# @inline transferlab.backbones: normalize, estimate_batchnorm
 
-# %% id="setup-split"
-# @inline transferlab.data: split_indices, split_images
+# %% id="setup-backbones-2"
+# @inline transferlab.backbones: Normalized, copy_sharing_tensors, trace, can_fold, fold_batchnorm
+# @inline transferlab.backbones: fold_pair, nodes_between, part_between
 
-# %% id="setup-weights-find"
-# @inline transferlab.backbones: WeightsInfo, tensor_hash, state_hash, download_weights, describe_weights
+# %% id="setup-backbones-3"
+# @inline transferlab.backbones: trace_whole, lies_in, split_graph, count_parameters
 
-# %% id="setup-weights-read"
-# @inline transferlab.backbones: read_weights, lost_tensors
+# %% id="setup-store"
+# @inline transferlab.store: key_text, checksum, pack, unpack, Store, NO_STORE, read_kept
 
-# %% id="setup-weights-load"
-# @inline transferlab.backbones: build_model, classifier_name, load_backbone_weights, load_all
+# %% id="setup-store-2"
+# @inline transferlab.store: open_store
 
-# %% id="setup-weights-resolve"
-# @inline transferlab.backbones: find_weights, hub_repository, find_pretrained
+# %% id="setup-features"
+# @inline transferlab.features: REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
 
-# %% id="setup-random"
-# @inline transferlab.backbones: revive_residual_branches, normalize, estimate_batchnorm
+# %% id="setup-train"
+# @inline transferlab.train: ViewOf, Mix, Settings, Epoch, TrainResult, Evaluation, TrainData
 
-# %% id="setup-device"
-# @inline transferlab.backbones: choose_device, choose_precision, choose_batch_size
-
-# %% id="setup-fold"
-# @inline transferlab.backbones: trace, fold_batchnorm
-
-# %% id="setup-cut"
-# @inline transferlab.backbones: part_between, split_graph
-
-# %% id="setup-render"
-# @inline transferlab.views: Views, view_seed
-# @inline transferlab.features: view_blocks, one_ahead, timed
-
-# %% id="setup-cache"
-# @inline transferlab.cache: load_or_extract
+# %% id="setup-train-2"
+# @inline transferlab.train: Recipe, set_training, copy_state, progress_bar
 
 # %% id="setup-metrics"
-# @inline transferlab.metrics: accuracy_interval
-# @inline transferlab.study: describe_study
+# @inline transferlab.metrics: Interval, accuracy_interval
 
-# %% id="setup-write"
-# @inline transferlab.artifacts: prepare_out_dir, new_stamp, write_new, machine, split_hash
+# %% id="setup-records"
+# @inline transferlab.records: SCHEMA, R, DataInfo, data_info, RunRecord, HeadInfo, StudyRecord
+# @inline transferlab.records: highest_epoch
 
-# %% id="setup-save"
-# @inline transferlab.artifacts: seconds_text, best_rows, save_run, save_figure
+# %% id="setup-records-2"
+# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, read_plain
 
-# %% id="setup-reload"
-# @inline transferlab.artifacts: load_model, predict_image
+# %% id="setup-techniques"
+# @inline transferlab.techniques: BATCHNORM, NORMALISATION, TUNING_RATE, PAIR_OF
+# @inline transferlab.techniques: summarise_techniques
+
+# %% id="setup-artifacts"
+# @inline transferlab.artifacts: OUT_FOLDERS, prepare_out_dir, new_stamp, write_new, write_text
+# @inline transferlab.artifacts: write_table, file_name, seconds_text, history_table, SavedRun
+
+# %% id="setup-artifacts-2"
+# @inline transferlab.artifacts: save_run, save_figure, SavedModel, load_model, ClassProbability
+# @inline transferlab.artifacts: rank_classes, predict_image
 
 # %% id="setup-plots"
-# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_run, plot_class_counts, plot_images
+# @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_data, describe_run
+# @inline transferlab.plots: plot_class_counts, plot_images, plot_curves, plot_history
 
-# %% id="setup-plots-curves"
-# @inline transferlab.plots: plot_history
-
-# %% id="setup-plots-results"
-# @inline transferlab.plots: plot_models, plot_timings
-
-# %% id="setup-plots-techniques"
-# @inline transferlab.techniques: summarise_techniques
-# @inline transferlab.plots: plot_techniques
+# %% id="setup-plots-2"
+# @inline transferlab.plots: plot_timings, plot_models, interval_reach, plot_techniques
+# @inline transferlab.plots: plot_against_seconds
 
 # %% id="setup-end"
 try:
@@ -158,13 +184,12 @@ if drive and mount_drive:
     drive.mount("/content/drive")
     out_dir = "/content/drive/MyDrive/transferlab"
 out_dir = prepare_out_dir(out_dir)
-warnings.showwarning = lambda message, *where: print(
-    f"warning: {message}"
-)  # without the kernel's temporary file names
-device = choose_device()
-print(
-    f"device: {device.type}, precision of frozen views: {choose_precision(device)}, torch {torch.__version__}"
-)
+# Without the kernel's temporary file names.
+warnings.showwarning = lambda message, *where: print(f"warning: {message}")
+machine = this_machine()
+device = machine.device
+store = open_store(cache_dir)
+print(f"device: {device.type}, precision of random views: {machine.precision}")
 
 # %% [markdown] id="data-text"
 # ## 1. 데이터
@@ -177,15 +202,15 @@ print(
 # %% id="data"
 image_folder = Path(data_dir) if data_dir else download_hymenoptera(Path("data"))
 image_set = load_images(image_folder, prefer="hymenoptera_data")
-train_index, val_index = split_images(image_set, val_size=0.35, seed=seed)
-for path, reason in image_set.rejected:
-    print(f"left out: {path} ({reason})")
-majority = torch.bincount(image_set.labels[val_index]).max().item() / len(val_index)
-print(
-    f"{image_set.name}: {len(image_set.labels)} images, {len(train_index)} for training, {len(val_index)} for validation"
-)
+fold = split_images(image_set, val_size=0.35, seed=seed)
+for left_out in image_set.rejected:
+    print(f"left out: {left_out.path} ({left_out.reason})")
+val_labels = image_set.labels[fold.val]
+majority = torch.bincount(val_labels).max().item() / len(val_labels)
+n_train, n_val = len(fold.train), len(fold.val)
+print(f"{image_set.name}: {n_train} images for training, {n_val} for validation")
 print(f"always guessing the most frequent class: {majority:.1%}")
-plot_class_counts(image_set, {"train": train_index, "val": val_index})
+plot_class_counts(image_set, fold)
 plt.show()
 
 # %% [markdown] id="samples-text"
@@ -193,13 +218,12 @@ plt.show()
 # 저장소에 올라온 노트북에는 남의 사진 대신 직접 그린 그림(synthetic)이 들어 있습니다. 직접 실행하면 여러분의 이미지가 나옵니다.
 
 # %% tags=["shows-images"] id="samples"
-chosen = [
-    int(i)
-    for label in range(len(image_set.classes))
-    for i in torch.where(image_set.labels == label)[0][:7]
-]
+chosen = []
+for label in range(len(image_set.classes)):
+    chosen += torch.where(image_set.labels == label)[0][:7].tolist()
 names = [image_set.classes[image_set.labels[i]] for i in chosen]
-heading = f"{image_set.name}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}"
+drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
+heading = f"{image_set.name}{drawn}"
 plot_images([image_set.images[i] for i in chosen], names, columns=7, heading=heading)
 plt.show()
 
@@ -212,26 +236,22 @@ plt.show()
 # 뷰는 (seed, 뷰 번호, 파일 이름)에서 계산한 난수로 그립니다. 그래서 **네 백본이 완전히 똑같은 그림을 보고** 배웁니다. 정규화는 백본마다 다르므로 모델 쪽에서 합니다.
 
 # %% id="views"
-# @inline transferlab.views: hymenoptera_views, render_view
+# @inline transferlab.views: photos_augmentation, render_view
 
 # %% [markdown] id="views-figure-text"
 # 한 장에서 나온 깨끗한 뷰와 증강한 뷰 여섯 장입니다. **변형한 뒤에도 무슨 곤충인지 알아볼 수 있는 뷰가 몇 장인지** 세어 보세요.
 
 # %% tags=["shows-images"] id="views-figure"
-transforms = hymenoptera_views()
-example = train_index[:1]
-pictures = [render_view(image_set, transforms.val, view=0, seed=seed, indices=example)[0]]
-pictures += [
-    render_view(image_set, transforms.train, view=v, seed=seed, indices=example)[0]
-    for v in range(1, 7)
-]
+augmentation = photos_augmentation()
+example = fold.train[:1]
+pictures = [render_view(image_set, augmentation.clean, view=0, seed=seed, indices=example)[0]]
+for view in range(1, 7):
+    drawn = render_view(image_set, augmentation.train, view=view, seed=seed, indices=example)
+    pictures.append(drawn[0])
 label = image_set.classes[image_set.labels[example]]
-plot_images(
-    pictures,
-    ["clean"] + [f"view {v}" for v in range(1, 7)],
-    columns=7,
-    heading=f"{label}: one image, six views" + " (synthetic)" * image_set.synthetic,
-)
+titles = ["clean"] + [f"view {view}" for view in range(1, 7)]
+note = " (synthetic)" if image_set.synthetic else ""
+plot_images(pictures, titles, columns=7, heading=f"{label}: one image, six views{note}")
 plt.show()
 
 # %% [markdown] id="model-text"
@@ -243,40 +263,42 @@ plt.show()
 # 백본마다 입력을 정규화하는 평균과 표준편차가 다릅니다(Lite0과 ViT는 0.5, 나머지는 ImageNet의 값). 자기 것으로 먹이지 않으면 가중치가 좋아도 결과가 나빠집니다.
 
 # %% id="model"
-# @inline transferlab.backbones: BACKBONES, create_backbone
+# @inline transferlab.backbones: create_backbone
 
 # %% id="model-head"
 # @inline transferlab.backbones: make_head, set_head, FrozenFeatures, split_features
 
 # %% id="features"
-# @inline transferlab.features: extract, feature_drawer
+# @inline transferlab.features: extract
+
+# %% id="features-kept"
+# @inline transferlab.features: Features, FoldFeatures, features_of
 
 # %% id="study"
-# @inline transferlab.study: Study, Frozen, freeze_backbone
+# @inline transferlab.study: Study, Frozen
+
+# %% id="study-freeze"
+# @inline transferlab.study: seeded_head, settle_batchnorm, freeze_backbone
 
 # %% [markdown] id="freeze-text"
 # 먼저 Lite0을 만듭니다. 어떤 가중치를 읽었는지 꼭 확인하세요. `random`이라고 나오면 전이 학습을 재는 것이 아닙니다.
 
 # %% id="freeze"
-settings = {
-    "epochs": epochs,
-    "patience": 5,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "views": views,
-    "hidden": 512,
-    "dropout": 0.5,
-}
-indices = {"train": train_index, "val": val_index}
-blocks = view_blocks(
-    image_set, transforms, seed=seed, keep=200
-)  # rendered once for all four backbones
-study = Study(image_set, transforms, indices, blocks, settings, seed)
-frozen = freeze_backbone("efficientnet_lite0", study, weights=weights, cache_dir=cache_dir)
-print(f"weights: {frozen.info.kind}: {frozen.info.source}")
-total, trainable = (
-    sum(p.numel() for p in part.parameters()) for part in (frozen.model, frozen.upper)
+settings = Settings(epochs=epochs, patience=5, batch_size=32, lr=1e-3, views=views)
+study = Study(
+    renderer=Renderer(
+        image_set, augmentation, seed=seed, keep=200
+    ),  # rendered once for all four backbones
+    fold=fold,
+    settings=settings,
+    machine=machine,
+    seed=seed,
+    store=store,
 )
+frozen = freeze_backbone("efficientnet_lite0", study, weights=weights)
+print(f"weights: {frozen.info.kind}: {frozen.info.source}")
+total = count_parameters(frozen.model)
+trainable = count_parameters(frozen.upper)
 print(f"parameters: {total:,}, of which {trainable:,} are trained")
 print(frozen.upper)
 
@@ -293,13 +315,12 @@ def ordinary_epoch(lower, head, order):
         parameter.requires_grad = False
     lower.eval()
     head.train()
-    optimizer = torch.optim.Adam(head.parameters(), lr=settings["lr"])
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr)
     total_loss = 0.0
-    for batch in order.split(settings["batch_size"]):
-        images = render_view(
-            image_set, transforms.train, view=1, seed=seed, indices=train_index[batch]
-        )
-        labels = image_set.labels[train_index[batch]].to(device)
+    for batch in order.split(settings.batch_size):
+        chosen = fold.train[batch]
+        images = render_view(image_set, augmentation.train, view=1, seed=seed, indices=chosen)
+        labels = image_set.labels[chosen].to(device)
         with torch.no_grad():
             features = lower(images.to(device).contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(head(features), labels)
@@ -310,7 +331,7 @@ def ordinary_epoch(lower, head, order):
     return total_loss / len(order)
 
 
-order = torch.randperm(len(train_index), generator=torch.Generator().manual_seed(seed))
+order = torch.randperm(len(fold.train), generator=torch.Generator().manual_seed(seed))
 ordinary_head = copy.deepcopy(frozen.upper)
 torch.manual_seed(seed)
 started = time.perf_counter()
@@ -323,32 +344,30 @@ print(f"ordinary epoch: {ordinary_seconds:.1f} s, mean training loss {ordinary_l
 # 같은 뷰, 같은 순서, 같은 드롭아웃으로 한 에포크를 다시 돌려 손실이 같은지 확인합니다. 뷰를 몇 벌 보관하면 증강도 그대로 쓸 수 있습니다.
 
 # %% id="train-epoch"
-# @inline transferlab.train: HISTORY_COLUMNS, TrainResult, train_one_epoch, evaluate, check_loss
+# @inline transferlab.train: Loop, evaluate, check_loss
 
 # %% id="kept"
-kept_x = frozen.draw("train", 1).to(device)  # the frozen part runs here, once
+kept_x = frozen.features.train(1).to(device)  # the frozen part runs here, once
+labels = image_set.labels[fold.train].to(device)
 kept_head = copy.deepcopy(frozen.upper)
-optimizer = torch.optim.Adam(kept_head.parameters(), lr=settings["lr"])
-labels = image_set.labels[train_index].to(device)
+loop = Loop(kept_head, settings, Recipe())
 torch.manual_seed(seed)
 started = time.perf_counter()
-kept_loss, _ = train_one_epoch(
-    kept_head, optimizer, kept_x, labels, order.to(device), batch_size=settings["batch_size"]
-)
+kept_loss, _ = loop.epoch(kept_x, labels, order.to(device))
 kept_seconds = time.perf_counter() - started
 print(f"epoch on kept features: {kept_seconds:.2f} s, mean training loss {kept_loss:.4f}")
-tolerance = 1e-3 if choose_precision(device) == torch.float32 else 5e-2
-assert abs(kept_loss - ordinary_loss) < tolerance * max(1, ordinary_loss), (
-    "kept features and the ordinary loop disagree"
-)
+tolerance = 1e-3 if machine.precision == torch.float32 else 5e-2
+apart = abs(kept_loss - ordinary_loss)
+assert apart < tolerance * max(1, ordinary_loss), "kept features and the ordinary loop disagree"
+times = ordinary_seconds / kept_seconds
 print(
-    f"the same loss within {tolerance:g}; every further epoch on this view is {ordinary_seconds / kept_seconds:.0f} times faster"
+    f"the same loss within {tolerance:g}; a further epoch on this view is {times:.0f} times faster"
 )
 
 # %% [markdown] id="train-text"
 # ## 5. 네 백본을 차례로 학습
 #
-# 에포크 e(0부터 셉니다)는 뷰 `1 + e % views`의 특징으로 배우고(기본값 30은 에포크마다 새 뷰입니다), 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈춰 가장 낮았던 에포크로 되돌립니다. 네 백본이 데이터, 뷰, 헤드의
+# 에포크 e(0부터 셉니다)는 뷰 `e % (views + 1)`의 특징으로 배우고(0번 깨끗한 뷰와 무작위 뷰 네 벌을 차례로 씁니다), 검증 손실이 5에포크 동안 새로 낮아지지 않으면 멈춰 가장 낮았던 에포크로 되돌립니다. 네 백본이 데이터, 뷰, 헤드의
 # 초깃값을 정하는 시드, 학습 규칙을 모두 함께 쓰므로 달라지는 것은 **체크포인트(구조와 가중치)** 뿐입니다.
 #
 # 그래서 여기서 내릴 수 있는 결론도 체크포인트에 대한 것입니다. 같은 구조라도 가중치가 다르면 순위가 뒤집힐 수 있습니다.
@@ -357,38 +376,31 @@ print(
 # @inline transferlab.train: train
 
 # %% id="train-study"
-# @inline transferlab.study: train_study
+# @inline transferlab.study: announce_time, train_study, describe_study
 
 # %% id="train-run"
-stamp, lite0 = new_stamp(out_dir), frozen
-models = [
-    "efficientnet_lite0",
-    "efficientnet_b0",
-    "efficientnet_b3",
-    "vit",
-]  # room for more: any timm name
-summaries, checkpoints = [], {}
+stamp = new_stamp(out_dir)
+lite0 = frozen
+models = ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"]  # any timm name too
+runs = []
+checkpoints = {}
 for name in models:
-    if name != "efficientnet_lite0":  # that one is frozen already
-        frozen = freeze_backbone(name, study, weights=weights, cache_dir=cache_dir)
-    result, provenance = train_study(frozen, study)
-    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"], (
-        "the frozen backbone has changed"
+    backbone = (
+        lite0 if name == "efficientnet_lite0" else freeze_backbone(name, study, weights=weights)
     )
+    result, record = train_study(backbone, study)
+    before, after = record.frozen_hash_before, record.frozen_hash_after
+    assert before == after, "the frozen backbone has changed"
     for kind in ("loss", "accuracy", "combined"):
-        figure = plot_history(result, provenance, kind)
+        figure = plot_history(result, record, kind)
         save_figure(figure, out_dir, f"{name}_{kind}", stamp=stamp)
         plt.close(figure)
-    checkpoints[name] = save_run(out_dir, frozen.model, result, provenance, stamp=stamp)
-    summaries.append(provenance | best_rows(result) | {"epochs_run": len(result.history)})
-    note = (
-        "random initialisation: measures no transfer"
-        if frozen.info.kind == "random"
-        else frozen.info.source
-    )
-    print(
-        f"{name}: best epoch {result.best_epoch}, validation accuracy {summaries[-1]['best']['val_acc']:.1%} ({note})"
-    )
+    checkpoints[name] = save_run(out_dir, backbone.model, result, record, stamp=stamp)
+    runs.append(record)
+    transfer = record.backbone.measures_transfer
+    note = record.backbone.label if transfer else "random initialisation: measures no transfer"
+    accuracy = f"validation accuracy {record.best.val_acc:.1%}"
+    print(f"{name}: best epoch {result.best_epoch}, {accuracy} ({note})")
 
 # %% [markdown] id="table-text"
 # ## 6. 한눈에 비교
@@ -396,31 +408,31 @@ for name in models:
 # 정확도는 검증 손실이 가장 낮은 에포크의 값이고, 구간은 95% 신뢰구간입니다. 검증 사진이 153장뿐이라 한 장이 0.65%포인트입니다. **몇 장 차이인지로 바꿔 읽어 보세요.**
 # 빗금 친 막대는 무작위로 초기화한 백본이며 전이를 재지 않습니다. 학습된 가중치라도 출처가 서로 다르니 막대 안의 글을 함께 읽어야 합니다.
 
+
 # %% id="table"
-table = pd.DataFrame(
-    [
-        {
-            "model": run["model"],
-            "accuracy": f"{run['best']['val_acc']:.1%}",
-            "95 % interval": "{:.1%} to {:.1%}".format(*run["accuracy_interval"]),
-            "macro-F1": f"{run['macro_f1']:.3f}",
-            "gap": f"{run['best']['train_acc_clean'] - run['best']['val_acc']:+.1%}",
-            "best epoch / epochs": f"{run['best']['epoch']} / {run['epochs_run']}",
-            "seconds": seconds_text(run),
-            "parameters": f"{run['parameters']:,}",
-            "transfer": "none (random initialisation)"
-            if run["weights"]["kind"] == "random"
-            else run["weights"]["kind"],
-        }
-        for run in summaries
-    ]
-)
-print(table.to_string(index=False))
-for run in summaries:
-    print(f"{run['model']}: {run['weights']['source']}")
+def summarise(run: StudyRecord) -> dict[str, str]:
+    """A run as a row of the table."""
+    low, high = run.accuracy_interval.low, run.accuracy_interval.high
+    return {
+        "model": run.model,
+        "accuracy": f"{run.best.val_acc:.1%}",
+        "95 % interval": f"{low:.1%} to {high:.1%}",
+        "macro-F1": f"{run.macro_f1:.3f}",
+        "gap": f"{run.best.train_acc_clean - run.best.val_acc:+.1%}",
+        "best epoch / epochs": f"{run.best.epoch} / {run.epochs_run}",
+        "seconds": seconds_text(run),
+        "parameters": f"{run.parameters:,}",
+        "weights": run.backbone.label,
+    }
+
+
+print(pd.DataFrame([summarise(run) for run in runs]).to_string(index=False))
+for run in runs:
+    note = "" if run.backbone.measures_transfer else ": measures no transfer"
+    print(f"{run.model}: {run.backbone.source}{note}")
 
 # %% id="figure"
-save_figure(plot_models(summaries), out_dir, "training_results", stamp=stamp)
+save_figure(plot_models(runs), out_dir, "training_results", stamp=stamp)
 plt.show()
 
 # %% [markdown] id="overfitting-text"
@@ -430,29 +442,22 @@ plt.show()
 # 표의 `gap`(깨끗한 학습 정확도에서 검증 정확도를 뺀 값)도 함께 보세요.
 
 # %% id="curves"
-histories = {
-    name: pd.read_csv(files["results"], index_col="epoch") for name, files in checkpoints.items()
-}
 figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.6))
-for axis, column, label in zip(
-    axes, ("val_loss", "val_acc"), ("validation loss (nats)", "validation accuracy")
-):
-    pd.DataFrame({name: history[column] for name, history in histories.items()}).plot(
-        ax=axis,
-        style=[".-", ".--", ".-.", ".:"],
-        color=[BLUE, ORANGE, GREEN, "black"],
-        ylabel=label,
-    )
+columns = {"val_loss": "validation loss (nats)", "val_acc": "validation accuracy"}
+for axis, (column, label) in zip(axes, columns.items()):
+    lines = {}
+    for name, files in checkpoints.items():
+        lines[name] = pd.read_csv(files.results, index_col="epoch")[column]
+    colors = [BLUE, ORANGE, GREEN, "black"]
+    pd.DataFrame(lines).plot(ax=axis, style=[".-", ".--", ".-.", ".:"], color=colors, ylabel=label)
     axis.legend(frameon=False, fontsize=8)
-figure.suptitle(
-    f"{summaries[0]['data']}{' (synthetic: drawn pictures)' if image_set.synthetic else ''}, frozen backbone",
-    fontsize=9,
-)
+drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
+figure.suptitle(f"{image_set.name}{drawn}, frozen backbone", fontsize=9)
 figure.tight_layout()
 plt.show()
 
 # %% id="time"
-plot_timings(summaries)
+plot_timings(runs)
 plt.show()
 
 # %% [markdown] id="techniques"
@@ -466,11 +471,11 @@ plt.show()
 # `"features"`에서 자르면 헤드만, 마지막 단계의 이름에서 자르면 그 단계부터, `"input"`에서 자르면 전부 학습합니다. `trains`를 주면 그 가운데 일부만 학습합니다.
 
 # %% id="technique-cut"
-# @inline transferlab.backbones: Normalized, split_at
-# @inline transferlab.techniques: Task, fit
+# @inline transferlab.backbones: split_at
+# @inline transferlab.techniques: Activations, activations_at, fit
 
 # %% id="technique-heads"
-# @inline transferlab.techniques: stages, linear_head, study_head
+# @inline transferlab.techniques: Technique, stages, linear_head, study_head, changed
 
 # %% [markdown] id="technique-frozen-text"
 # ### 백본을 얼린 채로
@@ -523,33 +528,31 @@ plt.show()
 # **표에서 고른 1등을 믿지 마세요.** 검증 사진으로 에포크를 고르고 같은 사진으로 점수를 매겼으며, 한 장이 0.65%포인트입니다. 교차 검증으로 견준 결과는, 파일이 있으면 그다음 칸에 나옵니다.
 
 # %% id="technique-live"
-task = Task(
-    blocks, image_set.labels, indices, len(image_set.classes), epochs, views, seed, lite0.draw
-)
+task = replace(study, features=lite0.features)
 live = [*FROZEN, "last stage"]
 rows = []
 for name in live:
-    model, before = copy.deepcopy(lite0.model), sum(lite0.timings.values())
+    model = copy.deepcopy(lite0.model)
+    before = sum(lite0.clock.seconds.values())
     started = time.perf_counter()
     if name in FROZEN:
         phases = FROZEN[name](model, task)
     else:
-        phases = TUNED[name](model, task._replace(epochs=min(epochs, 5)))
-    seconds = (
-        time.perf_counter() - started - (sum(lite0.timings.values()) - before)
-    )  # without features not kept yet
-    best = phases[-1].history[phases[-1].best_epoch - 1]
-    rows.append(
-        {
-            "technique": name,
-            "validation accuracy": f"{best['val_acc']:.1%}",
-            "validation loss": f"{best['val_loss']:.3f}",
-            "gap": f"{best['train_acc_clean'] - best['val_acc']:+.1%}",
-            "epochs": sum(len(phase.history) for phase in phases),
-            "trained parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
-            "seconds": f"{seconds:.1f}",
-        }
-    )
+        phases = TUNED[name](model, changed(task, epochs=min(epochs, 5)))
+    drawing = sum(lite0.clock.seconds.values()) - before  # features that had not been kept yet
+    seconds = time.perf_counter() - started - drawing
+    best = phases[-1].best
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    row = {
+        "technique": name,
+        "validation accuracy": f"{best.val_acc:.1%}",
+        "validation loss": f"{best.val_loss:.3f}",
+        "gap": f"{best.train_acc_clean - best.val_acc:+.1%}",
+        "epochs": sum(len(phase.history) for phase in phases),
+        "trained parameters": f"{trained:,}",
+        "seconds": f"{seconds:.1f}",
+    }
+    rows.append(row)
 print(f"{lite0.info.name} on {image_set.name}, weights: {lite0.info.kind}: {lite0.info.source}")
 print(pd.DataFrame(rows).to_string(index=False))
 
@@ -561,58 +564,62 @@ print(pd.DataFrame(rows).to_string(index=False))
 #
 # `out_dir` 아래 `result/benchmarks`에 같은 이미지와 가중치로 잰 결과가 없으면 이 칸은 건너뜁니다. 여러 기계에서 잰 결과가 있으면 기계마다 따로 보여 줍니다. 여러 프로세스가 한꺼번에 잰 결과에는 시간과 그림을 넣지 않습니다. 저장소를 내려받아 `python -m benchmarks.techniques --data 폴더 --weights 폴더`로 만들 수 있습니다.
 
+
 # %% id="technique-results"
-here, measured = {run["model"]: run["weights"]["sha256"] for run in summaries}, {}
+def describe_techniques(path: Path) -> dict:
+    """What a result says of itself, in the shape that was published first or in today's."""
+    told = read_plain(path)
+    if "schema" not in told:
+        return told
+    weights = {one["name"]: one for one in told["weights"]}
+    data = {one["name"]: one["digest"] for one in told["data"]}
+    machine = {"processor": told["machine"]["processor"]}
+    settings = {"settings": told["settings"]}
+    return told["facts"] | machine | settings | {"weights": weights, "data": data}
+
+
+here = {run.model: run.backbone.sha256 for run in runs}
+measured = {}  # the latest of each machine, on these images and with these weights
 for path in sorted((out_dir / "result/benchmarks").glob("techniques_*.json")):
-    described = json.loads(path.read_text(encoding="utf-8"))
+    told = describe_techniques(path)
     same = all(
-        here.get(name, info["sha256"]) == info["sha256"]
-        for name, info in described["weights"].items()
+        here.get(name, one["sha256"]) == one["sha256"] for name, one in told["weights"].items()
     )
-    if (
-        same and image_set.digest in described["data"].values()
-    ):  # on these images, with these weights
-        measured[described["processor"]] = (
-            path.with_suffix(".csv"),
-            described,
-        )  # the latest of each machine
-for path, described in measured.values():
+    if same and image_set.digest in told["data"].values():
+        measured[told["processor"]] = (path.with_suffix(".csv"), told)
+for path, told in measured.values():
     summary = summarise_techniques(pd.read_csv(path))
-    summary = summary[[described["data"][name] == image_set.digest for name in summary["dataset"]]]
+    summary = summary[[told["data"][name] == image_set.digest for name in summary["dataset"]]]
     summary["accuracy (%)"] = [
         f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
         for row in summary.itertuples()
     ]
-    print(f"{path.name}: {image_set.name}, {described['folds']} folds, {described['processor']}")
+    print(f"{path.name}: {image_set.name}, {told['folds']} folds, {told['processor']}")
     for name in summary["model"].unique():
-        print(f"{name}: {described['weights'][name]['source']}")
-    frozen_ones, tuned = summary[summary["kind"] == "frozen"], summary[summary["kind"] == "tuned"]
+        print(f"{name}: {told['weights'][name]['source']}")
+    frozen_ones = summary[summary["kind"] == "frozen"]
+    tuned = summary[summary["kind"] == "tuned"]
     if len(frozen_ones):
-        print(
-            f"\nfrozen backbone, {described['settings']['epochs']} epochs at the study's size: accuracy (%) [95 % interval]"
-        )
+        epochs_told = told["settings"]["epochs"]
+        print(f"\nfrozen backbone, {epochs_told} epochs at the study's size: accuracy (%) [95 %]")
         table = frozen_ones.pivot(index="model", columns="technique", values="accuracy (%)")
         print(table.reindex(index=frozen_ones["model"].unique(), columns=[*FROZEN]).to_string())
-    if len(tuned):
-        heading = f"more than the head trained, {described['epochs']} epochs at {described['size']} px, {described['folds']} folds"
-        if described.get("processes", 1) == 1:
-            print(f"\n{heading}; seconds: median of a fold")
-            columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
-            print(
-                tuned.rename(columns={"trainable": "trained parameters"})[columns].to_string(
-                    index=False, float_format="%.1f"
-                )
-            )
-            plot_techniques(tuned, heading)
-            plt.show()
-        else:  # their seconds hold the waiting for each other
-            print(f"\n{heading}: accuracy (%) [95 % interval]")
-            table = tuned.pivot(index="technique", columns="model", values="accuracy (%)")
-            print(
-                table.reindex(index=tuned["technique"].unique(), columns=tuned["model"].unique())
-                .fillna("")
-                .to_string()
-            )
+    if not len(tuned):
+        continue
+    size = f"{told['epochs']} epochs at {told['size']} px, {told['folds']} folds"
+    heading = f"more than the head trained, {size}"
+    if told.get("processes", 1) == 1:
+        print(f"\n{heading}; seconds: median of a fold")
+        columns = ["model", "technique", "accuracy (%)", "n", "trained parameters", "seconds"]
+        table = tuned.rename(columns={"trainable": "trained parameters"})[columns]
+        print(table.to_string(index=False, float_format="%.1f"))
+        plot_techniques(tuned, heading)
+        plt.show()
+    else:  # their seconds hold the waiting for each other
+        print(f"\n{heading}: accuracy (%) [95 % interval]")
+        table = tuned.pivot(index="technique", columns="model", values="accuracy (%)")
+        order = {"index": tuned["technique"].unique(), "columns": tuned["model"].unique()}
+        print(table.reindex(**order).fillna("").to_string())
     print()
 if not measured:
     print("no results of benchmarks.techniques for these images and weights here: skipped")
@@ -623,44 +630,43 @@ if not measured:
 # 네 모델은 이미 `model/`에 저장했습니다. 사전 학습된 가중치를 쓴 것 가운데 검증 손실이 가장 낮은 모델을 다시 읽어서, 검증 이미지마다 저장할 때와 같은 답을 내는지 확인합니다.
 
 # %% id="save"
-trained = [run for run in summaries if run["weights"]["kind"] != "random"] or summaries
-chosen = min(trained, key=lambda run: run["best"]["val_loss"])
-reloaded, described = load_model(checkpoints[chosen["model"]]["model"])
-lower, upper = split_features(reloaded.to(device))
-val_labels = image_set.labels[val_index]
-val_x = extract(fold_batchnorm(lower), blocks(0, val_index), device=device, precision=torch.float32)
+trained = [run for run in runs if run.backbone.measures_transfer] or runs
+best_run = min(trained, key=lambda run: run.best.val_loss)
+saved = load_model(checkpoints[best_run.model].model)
+lower, upper = split_features(saved.model.to(device))
+blocks = study.renderer.blocks(0, fold.val)
+val_x = extract(fold_batchnorm(lower), blocks, machine=machine, precision=torch.float32)
 check = evaluate(upper, val_x, val_labels)
-assert check["predictions"].tolist() == chosen["val_predictions"], (
-    "the saved model predicts something else"
-)
-print(
-    f"{chosen['model']} reloaded: accuracy {check['accuracy']:.4f}, written {chosen['best']['val_acc']:.4f}"
-)
+same = tuple(check.predictions.tolist()) == best_run.val_predictions
+assert same, "the saved model predicts something else"
+written = best_run.best.val_acc
+print(f"{best_run.model} reloaded: accuracy {check.accuracy:.4f}, written {written:.4f}")
 for files in checkpoints.values():
-    print("\n".join(f"{path.parent.name}/{path.name}" for path in files.values()))
+    for path in files.all():
+        print(f"{path.parent.name}/{path.name}")
 
 # %% [markdown] id="predict-text"
 # `my_image`에 여러분의 이미지 경로를 넣으면 저장한 모델이 답합니다. 비워 두면 검증 이미지 한 장을 씁니다.
 
 # %% id="predict"
-my_image = ""  # for example "my_face.png"
+my_image = ""  # for example "my_image.png"
+saved.model.cpu()
 if my_image:
-    answer = predict_image(reloaded.cpu(), described["classes"], transforms.val, my_image)
+    answer = predict_image(saved, augmentation, my_image)
 else:
-    probabilities = check["logits"][0].softmax(dim=0).tolist()
-    answer = sorted(zip(described["classes"], probabilities), key=lambda pair: -pair[1])
+    answer = rank_classes(saved.record.dataset.classes, check.logits[0])
     print(f"true class: {image_set.classes[val_labels[0]]}")
-for name, probability in answer:
-    print(f"{name:12s} {probability:6.1%}")
+for guess in answer:
+    print(f"{guess.name:12s} {guess.probability:6.1%}")
 
 # %% [markdown] id="exercises"
 # ## 연습 문제
 #
 # 예상 범위는 Google의 ImageNet 가중치를 쓴 EfficientNet-Lite0으로, 배포된 나눔의 검증 153장에서 잰 값입니다. 한 장은 0.65%포인트입니다.
 #
-# 1. **시드를 바꾸면?** 설정 칸의 `seed`를 1, 2, 3으로 바꿔 보세요. 나눔은 그대로이고 뷰와 헤드의 초깃값만 달라집니다. Lite0의 정확도는 96~97%로, 한두 장만 움직입니다.
+# 1. **시드를 바꾸면?** 설정 칸의 `seed`를 1, 2, 3으로 바꿔 보세요. 나눔은 그대로이고 뷰와 헤드의 초깃값만 달라집니다. Lite0의 정확도는 95~96%로, 한두 장만 움직입니다.
 #    그렇다면 위 표에서 백본끼리의 차이 가운데 어떤 것이 시드만으로 설명되지 않을까요?
-# 2. **사전 학습이 없다면?** `weights = "none"`으로 바꾸면 모든 백본이 무작위로 초기화됩니다. Lite0은 54% 안팎으로 떨어집니다. 가장 많은 클래스만 찍었을 때의 정확도와 비교해 보세요.
+# 2. **사전 학습이 없다면?** `weights = "none"`으로 바꾸면 모든 백본이 무작위로 초기화됩니다. Lite0은 59% 안팎으로 떨어집니다. 가장 많은 클래스만 찍었을 때의 정확도와 비교해 보세요.
 #    두 값의 차이가 이 데이터에서 전이 학습이 가져다준 몫입니다.
-# 3. **멈추지 않으면?** `settings`의 `"patience"`를 0으로 바꿔 보세요. Lite0의 깨끗한 학습 정확도는 100% 가까이 되지만, 검증 손실은 가장 낮을 때의 0.11에서 0.17 안팎으로 오르고
-#    마지막 에포크의 정확도는 95% 안팎입니다. 저장된 모델이 마지막 에포크의 것이었다면 어땠을까요?
+# 3. **멈추지 않으면?** `settings`의 `patience`를 0으로 바꿔 보세요. Lite0의 깨끗한 학습 정확도는 100% 가까이 되지만, 검증 손실은 가장 낮을 때의 0.12에서 0.19 안팎으로 오르고
+#    마지막 에포크의 정확도는 94% 안팎입니다. 저장된 모델이 마지막 에포크의 것이었다면 어땠을까요?

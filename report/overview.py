@@ -1,17 +1,50 @@
 """The figure at the top of the report: the whole result in one look."""
 
-import matplotlib.pyplot as plt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
+from comparisons import Comparison
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from runs import Run
+from sources import Context
+
+from transferlab.metrics import Interval
 from transferlab.plots import BLUE, GREY, ORANGE
 
+RANDOM = "random initialisation: measures no transfer"
 
-def mark(axis, place, value, low, high, style, colour):
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """An accuracy in the figure."""
+
+    name: str  # of the checkpoint
+    accuracy: float
+    interval: Interval
+    random: bool  # from random weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """What guessing the most frequent class would give."""
+
+    share: float  # of that class
+    of: str  # what it is the most frequent class of
+
+
+def draw_mark(axis: Axes, height: int, mark: Mark) -> None:
     """A point with its interval in percent, the value written beside it."""
-    axis.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2.5)
-    axis.plot(100 * value, place, style, color=colour, markersize=8, markeredgecolor="white")
+    style = "s" if mark.random else "o"
+    colour = GREY if mark.random else BLUE
+    ends = [100 * mark.interval.low, 100 * mark.interval.high]
+    value = 100 * mark.accuracy
+    axis.plot(ends, [height, height], color=colour, linewidth=2.5)
+    axis.plot(value, height, style, color=colour, markersize=8, markeredgecolor="white")
     axis.annotate(
-        f"{100 * value:.1f}",
-        (100 * value, place),
+        f"{value:.1f}",
+        (value, height),
         xytext=(0, 7),
         textcoords="offset points",
         ha="center",
@@ -19,69 +52,99 @@ def mark(axis, place, value, low, high, style, colour):
     )
 
 
-def draw_checkpoints(axis, rows, title):
-    """Accuracies of checkpoints with their intervals; rows: (name, value, low, high, whether from random weights)."""
-    for place, (_, value, low, high, random) in enumerate(rows):
-        mark(axis, -place, value, low, high, "s" if random else "o", GREY if random else BLUE)
-    axis.set_yticks(
-        [-place for place in range(len(rows))],
-        [f"{name}{' (random)' * random}" for name, *_, random in rows],
-    )
-    axis.set(title=title, xlabel="accuracy (%), 95 % interval", ylim=(-len(rows) + 0.4, 0.7))
+def draw_checkpoints(axis: Axes, marks: Sequence[Mark], title: str) -> None:
+    """Accuracies of checkpoints with their intervals, the first on top."""
+    names = []
+    for place, mark in enumerate(marks):
+        draw_mark(axis, -place, mark)
+        names.append(f"{mark.name} (random)" if mark.random else mark.name)
+    heights = [-place for place in range(len(marks))]
+    axis.set_yticks(heights, names)
+    axis.set_ylim(0.4 - len(marks), 0.7)
+    axis.set_title(title)
+    axis.set_xlabel("accuracy (%), 95 % interval")
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def run_rows(runs):
-    """The rows of study runs for `draw_checkpoints`."""
-    return [
-        (
-            run["model"],
-            run["best"]["val_acc"],
-            *run["accuracy_interval"],
-            run["weights"]["kind"] == "random",
+def marks_of_runs(runs: Iterable[Run]) -> list[Mark]:
+    """The study's runs as marks."""
+    marks = []
+    for run in runs:
+        mark = Mark(
+            name=run.record.model,
+            accuracy=run.record.best.val_acc,
+            interval=run.record.accuracy_interval,
+            random=run.random,
         )
-        for run in runs
-    ]
+        marks.append(mark)
+    return marks
 
 
-def draw_overview(context):
-    """Faces and insects side by side -> figure. Faces: from the comparison, where one is named, else the study's split."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    runs, compared = context["runs"], context["compared_faces"]
-    faces, n = run_rows([runs["resnet50"], runs["densenet121"]]), runs["resnet50"]["n_val"]
-    title = f"faces, study's split, n = {n}"
+def marks_of_models(compared: Comparison) -> list[Mark]:
+    """The models of a comparison as marks."""
+    marks = []
+    for one in compared.models:
+        mark = Mark(
+            name=one.model,
+            accuracy=one.accuracy,
+            interval=one.accuracy_interval,
+            random=False,
+        )
+        marks.append(mark)
+    return marks
+
+
+def draw_faces(axis: Axes, context: Context) -> None:
+    """The faces: from the comparison, where one is named, else the study's split."""
+    compared = context.compared_faces
     if compared:
-        faces = [
-            (row["model"], row["accuracy"], row["accuracy_low"], row["accuracy_high"], False)
-            for row in compared["metrics"]
-            if not row["baseline"]
-        ]
-        title = f"faces, held-out folds, n = {compared['n']}: " + ", ".join(
-            pair["verdict"] for pair in compared["pairs"]
-        )
-    draw_checkpoints(left, faces, title)
-    counts = (
-        context["audit_faces"]["classes"].values() if compared and context["audit_faces"] else []
-    )  # of all faces, as folds are
-    majority, of = (
-        (max(counts) / sum(counts), "all faces")
-        if counts
-        else (context["majority"], "the study's split")
-    )
-    left.axvline(100 * majority, color=ORANGE, linestyle="--", linewidth=1.2)
-    left.text(100 * majority, 0.62, f" majority class of {of}", color=ORANGE, fontsize=8, va="top")
-    insects = run_rows([run for run in runs.values() if run["data"] != runs["resnet50"]["data"]])
-    draw_checkpoints(
-        right, insects, f"ants and bees, shipped split, n = {runs['efficientnet_lite0']['n_val']}"
-    )
-    random = "random initialisation: measures no transfer"
-    sources = {
-        name: random if run["weights"]["kind"] == "random" else run["weights"]["source"][:90]
-        for name, run in runs.items()
-    }
-    figure.suptitle(
-        "\n".join(f"{name}: {source}" for name, source in sources.items()),
-        fontsize=6.5,
-        color="#555555",
-    )
+        verdicts = ", ".join(pair.verdict for pair in compared.pairs)
+        title = f"faces, held-out folds, n = {compared.data.n}: {verdicts}"
+        draw_checkpoints(axis, marks_of_models(compared), title)
+        return
+    runs = [context.runs[name] for name in ("resnet50", "densenet121")]
+    title = f"faces, study's split, n = {runs[0].record.n_val}"
+    draw_checkpoints(axis, marks_of_runs(runs), title)
+
+
+def guess_of_faces(context: Context) -> Guess:
+    """Of all faces, where the comparison is shown, since folds are of all; else of the split."""
+    if context.compared_faces and context.audit_faces:
+        sizes = context.audit_faces.class_sizes.values()
+        return Guess(share=max(sizes) / sum(sizes), of="all faces")
+    return Guess(share=context.majority, of="the study's split")
+
+
+def draw_guess(axis: Axes, guess: Guess) -> None:
+    """A dashed line at what guessing would give."""
+    place = 100 * guess.share
+    text = f" majority class of {guess.of}"
+    axis.axvline(place, color=ORANGE, linestyle="--", linewidth=1.2)
+    axis.text(place, 0.62, text, color=ORANGE, fontsize=8, va="top")
+
+
+def draw_insects(axis: Axes, context: Context) -> None:
+    """The ants and bees, on the split that they are shipped with."""
+    faces = context.runs["resnet50"].record.dataset.name
+    runs = [run for run in context.runs.values() if run.record.dataset.name != faces]
+    n = context.runs["efficientnet_lite0"].record.n_val
+    draw_checkpoints(axis, marks_of_runs(runs), f"ants and bees, shipped split, n = {n}")
+
+
+def describe_weights(runs: dict[str, Run]) -> str:
+    """Where the weights come from, a line each."""
+    lines = []
+    for name, run in runs.items():
+        source = RANDOM if run.random else run.record.backbone.source[:90]
+        lines.append(f"{name}: {source}")
+    return "\n".join(lines)
+
+
+def draw_overview(context: Context) -> Figure:
+    """Faces and insects side by side."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    draw_faces(left, context)
+    draw_guess(left, guess_of_faces(context))
+    draw_insects(right, context)
+    figure.suptitle(describe_weights(context.runs), fontsize=6.5, color="#555555")
     return figure

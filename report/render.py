@@ -1,139 +1,240 @@
-"""Renders experiment_report.md, the results in README.md and the overview figure from the files that report/runs.toml names
-(`make report`). It refuses a sentence that ranks without a test, and one that hides that a run measures no transfer."""
+"""Renders experiment_report.md, the results in README.md and the overview figure from the files
+that report/runs.toml names (`make report`).
+
+It refuses a sentence that ranks without a test, and one that hides that a run measures no transfer.
+"""
 
 import hashlib
 import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 
 import jinja2
+from named import ROOT
 from overview import draw_overview
 from PIL import Image
-from sources import ROOT, load_context
-from typed import FILTERS, fail, points, proportion
+from runs import Run
+from sources import Context, load_context
+from typed import FILTERS, fail, interval_of, points, proportion
 
-BEGIN, END = "<!-- results: rendered by `make report` -->", "<!-- end of results -->"
+from transferlab.heldout import PairTest
+
+BEGIN = "<!-- results: rendered by `make report` -->"
+END = "<!-- end of results -->"
 OVERVIEW = "img/report_overview.png"
 # A sentence that ranks: it must be one that `rank` has made from a test's verdict.
-RANKS = re.compile(r"보다[^.|]*(정확|낫|나은|나았|높|앞서|앞섰|뛰어|많이 맞)|better|more accurate")
+RANKS = re.compile(
+    "보다[^.|]*(정확|낫|나은|나았|높|앞서|앞섰|뛰어|많이 맞)|better|more accurate",
+)
+SENTENCE_END = re.compile(r"(?<=\.)\s|\|")
+RANDOM_WORDS = ("random", "무작위")
+DRAWN_WORDS = ("synthetic", "그린 그림")
 
 
-def rank(row):
-    """A pair of a comparison as a sentence: which is more accurate where the test says so, else that they cannot be told apart."""
-    difference = f"{points(row['difference'])} %p [{points(row['low'])}, {points(row['high'])}]"
-    told = f"{row['model_a']}의 정확도에서 {row['model_b']}의 정확도를 빼면 {difference}"
-    if row["verdict"] == "indistinguishable":
+# ---- what may rank ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the study, and the verdict that stands beside it in a table."""
+
+    text: str
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What was made from a test while a text was rendered."""
+
+    sentences: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+    def rank(self, pair: PairTest) -> str:
+        """`rank`, remembered."""
+        sentence = rank(pair)
+        self.sentences.append(sentence)
+        return sentence
+
+    def claim(self, text: str, verdict: str) -> str:
+        """The text of a claim, remembered with its verdict."""
+        self.claims.append(Claim(text=text, verdict=verdict))
+        return text
+
+
+def rank(pair: PairTest) -> str:
+    """A pair of a comparison as a sentence: which is more accurate where the test says so, else
+    that they cannot be told apart.
+
+    Raises:
+        SystemExit: the verdict does not follow from the difference and its interval.
+    """
+    test = pair.test
+    difference = f"{points(test.difference)} %p [{points(test.low)}, {points(test.high)}]"
+    told = f"{pair.model_a}의 정확도에서 {pair.model_b}의 정확도를 빼면 {difference}"
+    if pair.verdict == "indistinguishable":
         return f"{told}로 **구별할 수 없습니다**"
-    better, worse = (
-        row[name]
-        for name in (("model_a", "model_b") if row["difference"] > 0 else ("model_b", "model_a"))
-    )
-    if row["verdict"] != f"{better} better" or row["low"] <= 0 <= row["high"]:
-        fail(f"the verdict {row['verdict']!r} does not follow from {difference}")
+    better = pair.model_b
+    worse = pair.model_a
+    if test.difference > 0:
+        better = pair.model_a
+        worse = pair.model_b
+    if pair.verdict != f"{better} better" or test.low <= 0 <= test.high:
+        fail(f"the verdict {pair.verdict!r} does not follow from {difference}")
     return f"{told}이므로 {better} 체크포인트가 {worse} 체크포인트보다 정확합니다"
 
 
-def check_rankings(text, allowed, claims=()):
-    """Every sentence of the rendered text that ranks is one that a test's verdict has made, or one of the study's `claims`
-    (claim, verdict) in a row of a table that gives the verdict.
+def is_part(one: str, other: str) -> bool:
+    """Whether one of two texts holds the other."""
+    return one in other or other in one
+
+
+def ranking_sentences(line: str) -> Iterator[str]:
+    """The sentences and cells of a line that rank."""
+    for part in SENTENCE_END.split(line):
+        sentence = part.strip()
+        if RANKS.search(sentence):
+            yield sentence
+
+
+def claims_in(line: str, claims: Iterable[Claim]) -> list[str]:
+    """The claims whose verdict stands in this row of a table."""
+    if not line.startswith("|"):
+        return []
+    return [claim.text for claim in claims if f"**{claim.verdict}**" in line]
+
+
+def check_rankings(text: str, allowed: Sequence[str], claims: Sequence[Claim] = ()) -> None:
+    """Every sentence of the rendered text that ranks is one that a test's verdict has made, or one
+    of the study's `claims` in a row of a table that gives the verdict.
 
     Raises:
         SystemExit: one is not.
     """
     for line in text.splitlines():
-        judged = [
-            claim for claim, verdict in claims if line.startswith("|") and f"**{verdict}**" in line
-        ]
-        for sentence in map(str.strip, re.split(r"(?<=\.)\s|\|", line)):
-            if (
-                RANKS.search(sentence)
-                and sentence not in judged
-                and not any(one in sentence or sentence in one for one in allowed)
-            ):
+        judged = claims_in(line, claims)
+        for sentence in ranking_sentences(line):
+            tested = any(is_part(one, sentence) for one in allowed)
+            if not tested and sentence not in judged:
                 fail(f'this sentence ranks without a test: "{sentence[:120]}"')
 
 
-def check_disclosed(text, runs):
+# ---- what must be disclosed ------------------------------------------------------------------
+
+
+def words_needed(run: Run) -> list[tuple[str, str]]:
+    """What a line must say of a run: of each group one word."""
+    needed = []
+    if run.random:
+        needed.append(RANDOM_WORDS)
+    if run.record.dataset.synthetic:
+        needed.append(DRAWN_WORDS)
+    return needed
+
+
+def check_disclosed(text: str, runs: dict[str, Run]) -> None:
     """A line that gives the accuracy of a run with random weights or on drawn pictures says so.
 
     Raises:
         SystemExit: one does not.
     """
-    marks = {"random": ("random", "무작위"), "synthetic": ("synthetic", "그린 그림")}
     for run in runs.values():
-        needed = [marks["random"]] * (run["weights"]["kind"] == "random") + [
-            marks["synthetic"]
-        ] * run["synthetic"]
-        shown = proportion(run["best"]["val_acc"], run["n_val"])
+        record = run.record
+        shown = proportion(record.best.val_acc, record.n_val)
+        needed = words_needed(run)
         for line in text.splitlines():
-            if (
-                shown in line
-                and run["model"] in line
-                and not all(any(word in line for word in words) for words in needed)
-            ):
-                fail(
-                    f'{run["model"]} measures no transfer and this line does not say so: "{line[:120]}"'
-                )
+            speaks = shown in line and record.model in line
+            says_so = all(any(word in line for word in words) for words in needed)
+            if speaks and not says_so:
+                told = f"{record.model} measures no transfer and this line does not say so"
+                fail(f'{told}: "{line[:120]}"')
 
 
-def render(context):
-    """{path: text} of everything that is rendered; `context` as `load_context` gives it."""
+# ---- rendering -------------------------------------------------------------------------------
+
+
+def make_environment(root: Path) -> jinja2.Environment:
+    """The templates, with the typed numbers as filters; what is not there is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT / "report"),
+        loader=jinja2.FileSystemLoader(root / "report"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {function.__name__: function for function in FILTERS}
-    ranked, claims = [], []
+    for function in FILTERS:
+        environment.filters[function.__name__] = function
+    return environment
 
-    def recorded(row):
-        ranked.append(rank(row))
-        return ranked[-1]
 
-    def claim(text, verdict):
-        claims.append((text, verdict))
-        return text
+def render_template(context: Context, name: str) -> str:
+    """One template's text, checked.
 
-    context = context | {"rank": recorded, "claim": claim, "overview": OVERVIEW}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    texts = [
-        environment.get_template(name).render(context)
-        for name in ("report.md.j2", "readme_results.md.j2")
-    ]
-    for text in texts:
-        check_rankings(text, ranked, claims)
-        check_disclosed(text, context["runs"])
+    Raises:
+        SystemExit: it ranks without a test, or hides that a run measures no transfer.
+    """
+    template = make_environment(context.root).get_template(name)
+    judged = Judged()
+    text = template.render(
+        vars(context),
+        rank=judged.rank,
+        claim=judged.claim,
+        median=median,
+        interval_of=interval_of,
+        overview=OVERVIEW,
+    )
+    check_rankings(text, judged.sentences, judged.claims)
+    check_disclosed(text, context.runs)
+    return text
+
+
+def render(context: Context) -> dict[Path, str]:
+    """{path: text} of everything that is rendered.
+
+    Raises:
+        SystemExit: as `render_template`.
+    """
+    report = render_template(context, "report.md.j2")
+    results = render_template(context, "readme_results.md.j2")
+    readme = context.root / "README.md"
+    written = readme.read_text(encoding="utf-8")
+    before = written.split(BEGIN)[0]
+    after = written.split(END)[1]
     return {
-        ROOT / "experiment_report.md": texts[0],
-        ROOT / "README.md": f"{before}{BEGIN}\n{texts[1]}{END}{after}",
+        context.root / "experiment_report.md": report,
+        readme: f"{before}{BEGIN}\n{results}{END}{after}",
     }
 
 
-def overview_source():
-    """What the overview figure is drawn from: the SHA-256 of report/runs.toml, which holds those of all files, and of its code."""
-    return hashlib.sha256(
-        (ROOT / "report/runs.toml").read_bytes() + (ROOT / "report/overview.py").read_bytes()
-    ).hexdigest()
+def overview_source(root: Path = ROOT) -> str:
+    """What the overview figure is drawn from: the SHA-256 of report/runs.toml, which holds those of
+    all files, and of its code."""
+    runs = (root / "report/runs.toml").read_bytes()
+    code = (root / "report/overview.py").read_bytes()
+    return hashlib.sha256(runs + code).hexdigest()
 
 
-def drawn_source():
-    """What the overview figure that lies there was drawn from, as it says itself; None where there is none."""
-    path = ROOT / OVERVIEW
-    return Image.open(path).info.get("Source") if path.is_file() else None
+def drawn_source(root: Path = ROOT) -> str | None:
+    """What the overview figure that lies there was drawn from, as it says itself; None where there
+    is none."""
+    path = root / OVERVIEW
+    if not path.is_file():
+        return None
+    return Image.open(path).info.get("Source")
 
 
-def main():
+def main() -> int:
     """Writes what has changed -> exit code."""
     context = load_context()
     for path, text in render(context).items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(f"rendered {path.relative_to(ROOT)}")
-    if drawn_source() != overview_source():
-        draw_overview(context).savefig(
-            ROOT / OVERVIEW, dpi=120, metadata={"Source": overview_source()}
-        )
+    source = overview_source()
+    if drawn_source() != source:
+        figure = draw_overview(context)
+        figure.savefig(ROOT / OVERVIEW, dpi=120, metadata={"Source": source})
         print(f"drawn {OVERVIEW}: git add --force it")
     return 0
 

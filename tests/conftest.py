@@ -6,13 +6,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub
 import matplotlib
 import pytest
+import timm
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from transferlab.data import load_images, split_images
-from transferlab.features import view_blocks
+from transferlab.machine import this_machine
 from transferlab.study import Study
-from transferlab.views import anime_views
+from transferlab.train import Settings
+from transferlab.views import Renderer, faces_augmentation
 
 matplotlib.use("Agg")
 os.environ.pop("WEIGHTS_DIR", None)
@@ -20,7 +23,8 @@ os.environ.pop("WEIGHTS_DIR", None)
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """On images this small, threads that wait for each other on a busy machine cost ten times what they save."""
+    """On images this small, threads that wait for each other on a busy machine cost ten times what
+    they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,21 +47,30 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def study(image_folder):
-    """A study on the small folder, 32 px, 4 epochs, 2 views, with timm's smallest test model in mind."""
-    images, views = load_images(image_folder), anime_views(32)
-    train, val = split_images(images, val_size=0.35, seed=1)
-    settings = {
-        "epochs": 4,
-        "patience": 5,
-        "batch_size": 4,
-        "lr": 1e-2,
-        "views": 2,
-        "hidden": 8,
-        "dropout": 0.5,
-    }
-    return Study(
-        images, views, {"train": train, "val": val}, view_blocks(images, views, seed=1), settings, 1
+    """A study on the small folder, 32 px, 4 epochs, 2 views, with timm's smallest test model in
+    mind."""
+    images = load_images(image_folder)
+    settings = Settings(
+        epochs=4, patience=5, batch_size=4, lr=1e-2, views=2, rule="cycle", hidden=8, dropout=0.5
     )
+    return Study(
+        renderer=Renderer(images, faces_augmentation(32), seed=1),
+        fold=split_images(images, val_size=0.35, seed=1),
+        settings=settings,
+        machine=this_machine(),
+        seed=1,
+    )
+
+
+@pytest.fixture
+def tiny_file(tmp_path):
+    """Weights of timm's smallest ResNet with 5 classes, as NAME.safetensors in a folder of its
+    own."""
+    torch.manual_seed(0)
+    path = tmp_path / "weights" / "test_resnet.safetensors"
+    path.parent.mkdir()
+    save_file(timm.create_model("test_resnet.r160_in1k", num_classes=5).state_dict(), path)
+    return path
 
 
 @pytest.fixture

@@ -1,25 +1,29 @@
-"""More than a dozen architectures from timm: each builds, is cut, trains, is saved and loads back, the same throughout."""
+"""More than a dozen architectures from timm: each builds, is cut, trains, is saved and loads back,
+the same throughout."""
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save
 
-from transferlab import artifacts, backbones
+from transferlab import artifacts
 from transferlab.artifacts import load_model, save_run
 from transferlab.backbones import (
+    build_model,
     create_backbone,
     fold_batchnorm,
     make_head,
     normalize,
     set_head,
     split_at,
-    state_hash,
 )
-from transferlab.train import train
+from transferlab.pretrained import state_hash
+from transferlab.study import freeze_backbone, train_study
+from transferlab.train import Settings, TrainData, train
 
 # timm's name -> (pixels a side, what makes it take so few): the smallest input that it takes.
 SMALL = {
@@ -52,7 +56,7 @@ def small_model(name):
     size, options = SMALL[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = backbones.build_model(name, **options)
+        model = build_model(name, **options)
     set_head(model, make_head(model.head_hidden_size, 3, hidden=8, dropout=0.0)).eval()
     return model, torch.randint(
         0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -87,36 +91,45 @@ def test_every_other_cut(name):
         check_cut(name, cut)
 
 
+@pytest.fixture
+def record(study):
+    """A run of the study, with timm's smallest test model."""
+    frozen = freeze_backbone("test_resnet.r160_in1k", study, weights="none")
+    return train_study(frozen, study, progress=False)[1]
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_it_trains_and_comes_back(name, tmp_path, monkeypatch):
-    """Above its features, one epoch; what is saved, loaded again, gives the same logits, and the backbone is what it was."""
+def test_it_trains_and_comes_back(name, tmp_path, monkeypatch, record):
+    """Above its features, one epoch; what is saved, loaded again, gives the same logits, and the
+    backbone is what it was."""
     model, x = small_model(name)
     labels = torch.tensor([0, 1, 2, 0])
     lower, upper = split_at(model, "features")
     before, first = state_hash(lower), copy.deepcopy(upper.state_dict())
     with torch.inference_mode():
         features = lower(x)
-    result = train(
-        upper,
-        lambda epoch: features,
-        labels,
-        features,
-        labels,
+    data = TrainData(
+        view_of=lambda epoch: features,
+        labels=labels,
         clean_x=features,
-        epochs=1,
-        batch_size=2,
+        val_x=features,
+        val_y=labels,
     )
+    result = train(upper, data, Settings(epochs=1, batch_size=2))
     assert state_hash(lower) == before and not torch.equal(first["0.weight"], upper[0].weight)
     for part in ("model", "result"):
         (tmp_path / part).mkdir()
-    described = {"model": name, "timm_name": name, "classes": ["a", "b", "c"]}
-    described["head"] = {"in_features": model.head_hidden_size, "hidden": 8, "dropout": 0.0}
-    path = save_run(tmp_path, model, result, described, stamp="20260101_000000")["model"]
-    build = backbones.build_model
-    monkeypatch.setattr(
-        artifacts, "build_model", lambda timm_name: build(timm_name, **SMALL[name][1])
+    described = replace(
+        record,
+        data=(replace(record.dataset, classes=("a", "b", "c")),),
+        weights=(replace(record.backbone, name=name, timm_name=name),),
+        head=replace(record.head, in_features=model.head_hidden_size, hidden=8, dropout=0.0),
     )
-    again, _ = load_model(path)
+    path = save_run(tmp_path, model, result, described, stamp="20260101_000000").model
+    monkeypatch.setattr(
+        artifacts, "build_model", lambda timm_name: build_model(timm_name, **SMALL[name][1])
+    )
+    again = load_model(path).model
     model.eval()
     with torch.inference_mode():
         expected = model(normalize(model, x))  # in channels_last, so sums come in another order
@@ -132,7 +145,8 @@ def test_it_trains_and_comes_back(name, tmp_path, monkeypatch):
 
 
 def test_a_tagger_from_the_hub(hub):
-    """A repository of someone else's, with its own classes, mean and std, as `hf-hub:SmilingWolf/wd-vit-tagger-v3` is one."""
+    """A repository of someone else's, with its own classes, mean and std, as
+    `hf-hub:SmilingWolf/wd-vit-tagger-v3` is one."""
     torch.manual_seed(0)
     options = {"img_size": 160, "class_token": False, "global_pool": "avg"}
     config = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,22 +14,38 @@ from scipy.stats import binomtest
 
 from transferlab import plots
 from transferlab.artifacts import (
+    ClassProbability,
     find_matching_run,
     load_model,
     new_stamp,
     predict_image,
     prepare_out_dir,
+    rank_classes,
     save_figure,
     save_run,
+    seconds_text,
 )
 from transferlab.backbones import split_at
 from transferlab.errors import UserError
-from transferlab.features import extract
-from transferlab.metrics import accuracy_interval, mcnemar_p
+from transferlab.features import FROM_DISK, extract
+from transferlab.metrics import Interval, accuracy_interval, mcnemar_p
+from transferlab.records import StudyRecord, from_plain, read_plain, to_json
 from transferlab.study import freeze_backbone, train_study
-from transferlab.train import HISTORY_COLUMNS, evaluate
+from transferlab.train import Settings, evaluate
+from transferlab.views import faces_augmentation, photos_augmentation
 
 TINY = "test_resnet.r160_in1k"
+STAMP = "20260101_000000"
+COLUMNS = [  # of the table of epochs
+    "epoch",
+    "train_loss",
+    "train_acc",
+    "train_loss_clean",
+    "train_acc_clean",
+    "val_loss",
+    "val_acc",
+    "seconds",
+]
 
 
 @pytest.fixture
@@ -39,81 +56,84 @@ def trained(study):
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    frozen, result, provenance = trained
+    frozen, result, record = trained
     out = prepare_out_dir(tmp_path / "out")
-    return out, save_run(out, frozen.model, result, provenance, stamp="20260101_000000")
+    return out, save_run(out, frozen.model, result, record, stamp=STAMP)
 
 
 def test_a_study_describes_itself(study, trained):
-    frozen, result, provenance = trained
-    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"]
-    assert (
-        provenance["weights"]["kind"] == "random"
-        and provenance["n_train"] + provenance["n_val"] == 16
-    )
-    labels = study.image_set.labels[study.indices["val"]]
-    assert provenance["val_labels"] == labels.tolist()
-    right = sum(p == y for p, y in zip(provenance["val_predictions"], labels.tolist()))
-    assert result.history[result.best_epoch - 1]["val_acc"] == right / len(labels)
-    assert provenance["accuracy_interval"] == accuracy_interval(right, len(labels))
-    assert all(seconds >= 0 for seconds in provenance["timings"].values())
-    assert json.loads(json.dumps(provenance))["classes"] == ["disc", "square"]
+    frozen, result, record = trained
+    assert record.frozen_hash_before == record.frozen_hash_after
+    assert record.backbone.kind == "random" and record.n_train + record.n_val == 16
+    labels = study.image_set.labels[study.fold.val]
+    assert record.val_labels == tuple(labels.tolist())
+    right = sum(p == y for p, y in zip(record.val_predictions, labels.tolist()))
+    assert result.history[result.best_epoch - 1].val_acc == right / len(labels)
+    assert record.accuracy_interval == accuracy_interval(right, len(labels))
+    assert all(seconds >= 0 for seconds in record.timings.values())
+    assert json.loads(to_json(record))["data"][0]["classes"] == ["disc", "square"]
 
 
 def test_the_same_study_twice_gives_the_same_numbers(study, trained):
     frozen = freeze_backbone(TINY, study, weights="none")
-    result, provenance = train_study(frozen, study, progress=False)
-    assert provenance["val_predictions"] == trained[2]["val_predictions"]
-    assert [row["train_loss"] for row in result.history] == [
-        row["train_loss"] for row in trained[1].history
+    result, record = train_study(frozen, study, progress=False)
+    assert record.val_predictions == trained[2].val_predictions
+    assert [row.train_loss for row in result.history] == [
+        row.train_loss for row in trained[1].history
     ]
 
 
 def test_a_run_writes_its_files_and_comes_back(study, trained, saved, image_folder):
     out, files = saved
-    names = {kind: str(path.relative_to(out)) for kind, path in files.items()}
-    assert names == {
-        "model": f"model/{TINY}_best_20260101_000000.safetensors",
-        "model_json": f"model/{TINY}_best_20260101_000000.json",
-        "results": f"result/{TINY}_results_20260101_000000.csv",
-        "summary": f"result/{TINY}_summary_20260101_000000.json",
-    }
-    assert list(pd.read_csv(files["results"]).columns) == HISTORY_COLUMNS
-    summary = json.loads(files["summary"].read_text())
-    assert {"best", "last", "highest", "versions", "processor", "threads", "stamp"} <= set(summary)
-    model, described = load_model(files["model"])
-    lower, upper = split_at(model, "features")
+    names = [str(path.relative_to(out)) for path in files.all()]
+    assert names == [
+        f"model/{TINY}_best_{STAMP}.safetensors",
+        f"model/{TINY}_best_{STAMP}.json",
+        f"result/{TINY}_results_{STAMP}.csv",
+        f"result/{TINY}_summary_{STAMP}.json",
+    ]
+    assert list(pd.read_csv(files.results).columns) == COLUMNS
+    summary = from_plain(StudyRecord, read_plain(files.summary))
+    assert summary == replace(trained[2], stamp=STAMP)
+    assert files.description.read_text() == files.summary.read_text()
+    wanted = {"best", "last", "highest", "machine", "stamp", "schema", "kind"}
+    assert wanted <= set(json.loads(files.summary.read_text()))
+    again = load_model(files.model)
+    assert again.record == summary
+    lower, upper = split_at(again.model, "features")
+    fp32 = replace(study.machine, device=torch.device("cpu"), precision=torch.float32)
     x = extract(
         lower,
-        study.blocks(0, study.indices["val"]),
-        device=torch.device("cpu"),
+        study.renderer.blocks(0, study.fold.val),
+        machine=fp32,
         precision=torch.float32,
     )
-    check = evaluate(upper, x, study.image_set.labels[study.indices["val"]])
-    assert (
-        check["predictions"].tolist() == summary["val_predictions"]
-        and check["accuracy"] == summary["best"]["val_acc"]
-    )
-    answer = predict_image(
-        model, described["classes"], study.views.val, image_folder / "disc" / "0.png"
-    )
-    assert sum(p for _, p in answer) == pytest.approx(1) and answer[0][1] >= answer[1][1]
+    check = evaluate(upper, x, study.image_set.labels[study.fold.val])
+    assert tuple(check.predictions.tolist()) == summary.val_predictions
+    assert check.accuracy == summary.best.val_acc
+    augmentation = study.renderer.augmentation
+    answer = predict_image(again, augmentation, image_folder / "disc" / "0.png")
+    assert sum(one.probability for one in answer) == pytest.approx(1)
+    assert answer[0].probability >= answer[1].probability
     with pytest.raises((ValueError, OSError)):
-        predict_image(model, described["classes"], study.views.val, out / "nothing.png")
+        predict_image(again, augmentation, out / "nothing.png")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(trained, saved, monkeypatch):
     out, files = saved
-    before = {path: path.read_bytes() for path in files.values()}
+    before = {path: path.read_bytes() for path in files.all()}
+    frozen, result, record = trained
     with pytest.raises(UserError, match="is not overwritten"):
-        save_run(out, trained[0].model, trained[1], trained[2], stamp="20260101_000000")
-    assert {path: path.read_bytes() for path in files.values()} == before
+        save_run(out, frozen.model, result, record, stamp=STAMP)
+    assert {path: path.read_bytes() for path in files.all()} == before
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(
-            "transferlab.artifacts.save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        save_run(out, trained[0].model, trained[1], trained[2], stamp="20260101_000001")
-    assert not list(out.rglob("*000001*")) and not [p for p in out.rglob(".*")]
+        patched.setattr("transferlab.artifacts.save_file", interrupt)
+        save_run(out, frozen.model, result, record, stamp="20260101_000001")
+    assert not list(out.rglob("*000001*")) and not list(out.rglob(".*"))
 
 
 def test_a_stamp_is_new_and_an_out_dir_writable(tmp_path):
@@ -127,69 +147,58 @@ def test_a_stamp_is_new_and_an_out_dir_writable(tmp_path):
 
 
 def test_damaged_models_are_one_clear_error(saved):
-    out, files = saved
-    text = files["model_json"].read_text()
+    _, files = saved
+    text = files.description.read_text()
     for damage in ("{", "{}", "[]"):
-        files["model_json"].write_text(damage)
+        files.description.write_text(damage)
         with pytest.raises(UserError, match="missing or damaged"):
-            load_model(files["model"])
-    files["model_json"].write_text(text)
-    files["model"].write_bytes(files["model"].read_bytes()[:-50])
+            load_model(files.model)
+    files.description.write_text(text)
+    files.model.write_bytes(files.model.read_bytes()[:-50])
     with pytest.raises(UserError, match="cut off"):
-        load_model(files["model"])
-    files["model_json"].unlink()
+        load_model(files.model)
+    files.description.unlink()
     with pytest.raises(UserError, match="missing or damaged"):
-        load_model(files["model"])
+        load_model(files.model)
 
 
 def test_only_a_matching_run_is_compared_with(trained, saved):
     out, _ = saved
-    provenance = json.loads(json.dumps(trained[2]))
-    assert find_matching_run(out, TINY, trained[2])["stamp"] == "20260101_000000"
-    assert find_matching_run(out, "resnet50", provenance) is None
-    for key, value in {
-        "data_digest": "x",
-        "split_hash": "x",
-        "seed": 9,
-        "precision": "x",
-        "settings": {},
-        "protocol": "x",
-    }.items():
-        assert find_matching_run(out, TINY, provenance | {key: value}) is None
-    assert (
-        find_matching_run(
-            out, TINY, provenance | {"weights": provenance["weights"] | {"kind": "hub"}}
-        )
-        is None
-    )
-    save_run(out, trained[0].model, trained[1], trained[2], stamp="20260102_000000")
+    frozen, result, record = trained
+    assert find_matching_run(out, TINY, record).stamp == STAMP
+    assert find_matching_run(out, "resnet50", record) is None
+    others = [
+        replace(record, data=(replace(record.dataset, digest="x"),)),
+        replace(record, split_hash="x"),
+        replace(record, seed=9),
+        replace(record, machine=replace(record.machine, precision="x")),
+        replace(record, settings=Settings(epochs=99)),
+        replace(record, augmentation=replace(record.augmentation, version=9)),
+        replace(record, weights=(replace(record.backbone, kind="hub"),)),
+    ]
+    for other in others:
+        assert find_matching_run(out, TINY, other) is None
+    save_run(out, frozen.model, result, record, stamp="20260102_000000")
     (out / f"result/{TINY}_summary_20260103_000000.json").write_text("damaged")
     (out / f"result/{TINY}_summary_20260104_000000.json").write_text("{}")
-    assert find_matching_run(out, TINY, provenance)["stamp"] == "20260102_000000"
+    assert find_matching_run(out, TINY, record).stamp == "20260102_000000"
 
 
 def test_figures(study, trained, tmp_path):
-    frozen, result, provenance = trained
+    _, result, record = trained
     out = prepare_out_dir(tmp_path)
-    summary = provenance | {"best": result.history[0]}
-    drawn = [
-        plots.plot_history(result, provenance, kind) for kind in ("loss", "accuracy", "combined")
-    ]
+    other = replace(record, weights=(replace(record.backbone, name="other"),))
+    drawn = [plots.plot_history(result, record, kind) for kind in ("loss", "accuracy", "combined")]
     drawn += [
         plots.plot_confusion(
-            torch.tensor(provenance["val_labels"]),
-            torch.tensor(provenance["val_predictions"]),
-            provenance,
+            torch.tensor(record.val_labels), torch.tensor(record.val_predictions), record
         )
     ]
-    drawn += [
-        plots.plot_timings([summary, summary | {"model": "other"}]),
-        plots.plot_models([summary, summary | {"model": "other"}]),
-    ]
-    drawn += [plots.plot_class_counts(study.image_set, study.indices)]
+    drawn += [plots.plot_timings([record, other]), plots.plot_models([record, other])]
+    drawn += [plots.plot_class_counts(study.image_set, study.fold)]
     drawn += [plots.plot_images([*study.image_set.images][:3], "abc", columns=3, heading="x")]
     for number, figure in enumerate(drawn):
-        path = save_figure(figure, out, f"figure{number}", stamp="20260101_000000")
+        path = save_figure(figure, out, f"figure{number}", stamp=STAMP)
         assert path.read_bytes().startswith(b"\x89PNG")
         plt.close(figure)
 
@@ -202,7 +211,9 @@ def test_the_interval_is_wilsons(case):
         (p + z * z / (2 * n)) / (1 + z * z / n),
         z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n),
     )
-    assert accuracy_interval(k, n) == pytest.approx(
+    interval = accuracy_interval(k, n)
+    assert isinstance(interval, Interval)
+    assert (interval.low, interval.high) == pytest.approx(
         (max(0, centre - half), min(1, centre + half)), abs=1e-9
     )
 
@@ -217,58 +228,78 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs():
 
 
 def test_a_name_with_slashes_is_a_file_name(trained, tmp_path):
-    frozen, result, provenance = trained
+    frozen, result, record = trained
     out = prepare_out_dir(tmp_path / "out")
-    files = save_run(
-        out,
-        frozen.model,
-        result,
-        provenance | {"model": "hf-hub:timm/tiny"},
-        stamp="20260101_000000",
-    )
-    assert {path.parent.parent for path in files.values()} == {out} and all(
-        path.is_file() for path in files.values()
-    )
-    assert load_model(files["model"])[1]["model"] == "hf-hub:timm/tiny"
+    name = "hf-hub:timm/tiny"
+    renamed = replace(record, weights=(replace(record.backbone, name=name),))
+    files = save_run(out, frozen.model, result, renamed, stamp=STAMP)
+    assert {path.parent.parent for path in files.all()} == {out}
+    assert all(path.is_file() for path in files.all())
+    assert load_model(files.model).record.model == name
+    assert find_matching_run(out, name, renamed).stamp == STAMP
 
 
 def test_a_model_and_a_description_that_do_not_belong_together(saved):
     _, files = saved
-    described = json.loads(files["model_json"].read_text())
-    for change in (
-        {"classes": ["a", "b", "c"]},
-        {"head": described["head"] | {"hidden": 9}},
-        {"timm_name": "test_vit.r160_in1k"},
+    described = json.loads(files.description.read_text())
+
+    def changed(part, **change):
+        """The description with one entry of a list, or a mapping, changed."""
+        value = described[part]
+        new = [value[0] | change] if isinstance(value, list) else value | change
+        return described | {part: new}
+
+    for other in (
+        changed("data", classes=["a", "b", "c"]),
+        changed("head", hidden=9),
+        changed("weights", timm_name="test_vit.r160_in1k"),
     ):
-        files["model_json"].write_text(json.dumps(described | change))
+        files.description.write_text(json.dumps(other))
         with pytest.raises(UserError, match="does not fit"):
-            load_model(files["model"])
-    for change in (
-        {"head": None},
-        {"classes": None},
-        {"head": {"in_features": 1}},
-        {"timm_name": "no_such_model"},
+            load_model(files.model)
+    for other in (
+        described | {"head": None},
+        described | {"data": None},
+        described | {"data": []},
+        described | {"timings": "long"},
+        changed("data", classes=None),
+        described | {"head": {"in_features": 1}},
+        changed("weights", timm_name="no_such_model"),
     ):
-        files["model_json"].write_text(json.dumps(described | change))
+        files.description.write_text(json.dumps(other))
         with pytest.raises(UserError):
-            load_model(files["model"])
+            load_model(files.model)
 
 
 def test_an_image_is_predicted_as_the_study_would(study, trained, saved, image_folder):
-    model, described = load_model(saved[1]["model"])
-    for index, predicted in zip(study.indices["val"].tolist(), trained[2]["val_predictions"]):
-        answer = predict_image(
-            model,
-            described["classes"],
-            study.views.val,
-            image_folder / study.image_set.paths[index],
-        )
-        assert answer[0][0] == described["classes"][predicted]
+    again = load_model(saved[1].model)
+    for index, predicted in zip(study.fold.val.tolist(), trained[2].val_predictions):
+        path = image_folder / study.image_set.paths[index]
+        answer = predict_image(again, study.renderer.augmentation, path)
+        assert answer[0].name == again.record.dataset.classes[predicted]
+
+
+def test_a_model_is_fed_through_the_augmentation_that_it_names_alone(saved, image_folder):
+    again, path = load_model(saved[1].model), image_folder / "disc" / "0.png"
+    faces = faces_augmentation(32)
+    others = (photos_augmentation(32), faces_augmentation(64), replace(faces, version=2))
+    printing = replace(faces, clean=photos_augmentation(32).clean)  # without a new version
+    for other in (*others, printing, replace(faces, name="")):
+        with pytest.raises(UserError, match="another augmentation: give faces, version 1, 32 px"):
+            predict_image(again, other, path)
+    assert predict_image(again, faces, path)
+
+
+def test_classes_are_ranked_by_their_probability():
+    ranked = rank_classes(("a", "b", "c"), torch.tensor([0.0, 2.0, 1.0]))
+    assert [one.name for one in ranked] == ["b", "c", "a"]
+    assert isinstance(ranked[0], ClassProbability)
+    assert sum(one.probability for one in ranked) == pytest.approx(1)
 
 
 def test_foreign_summaries_are_named_and_skipped(trained, saved, capsys):
     out, files = saved
-    old = json.loads(files["summary"].read_text())
+    old = json.loads(files.summary.read_text())
     foreign = [
         b"\xb0\xa1",
         b"",
@@ -280,12 +311,16 @@ def test_foreign_summaries_are_named_and_skipped(trained, saved, capsys):
     for day, content in enumerate(foreign, start=10):
         (out / f"result/{TINY}_summary_202602{day}_000000.json").write_bytes(content)
     (out / f"result/{TINY}_summary_20260228_000000.json").mkdir()
-    assert (
-        find_matching_run(out, TINY, json.loads(json.dumps(trained[2])))["stamp"]
-        == "20260101_000000"
-    )
+    assert find_matching_run(out, TINY, trained[2]).stamp == STAMP
     said = capsys.readouterr().out
     assert all(
         f"{TINY}_summary_202602{day}_000000.json" in said
         for day in [*range(10, 10 + len(foreign)), 28]
     )
+
+
+def test_the_seconds_of_a_run_say_when_features_came_from_disk(trained):
+    record = replace(trained[2], timings={"head": 2.2, "training views": 3.3})
+    assert seconds_text(record) == "6"
+    kept = replace(record, timings=record.timings | {FROM_DISK: 0.1})
+    assert seconds_text(kept) == "6 (features from disk)"

@@ -1,10 +1,6 @@
-"""Backbones: parity with torchvision, weights loaded whole or not at all, the hub's stand-in, the cut."""
+"""Backbones: parity with torchvision, the head, the cut, folded normalisation."""
 
 import copy
-import os
-import pickle
-import time
-from pathlib import Path
 
 import pytest
 import timm
@@ -13,35 +9,24 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from transferlab import backbones
 from transferlab.backbones import (
-    BACKBONES,
+    build_model,
+    classifier_name,
+    count_parameters,
     create_backbone,
+    estimate_batchnorm,
+    fold_batchnorm,
     make_head,
     normalize,
     set_head,
     split_at,
-    state_hash,
+    split_features,
 )
 from transferlab.errors import UserError
-from transferlab.train import train
+from transferlab.pretrained import BACKBONES, state_hash
+from transferlab.train import Settings, TrainData, train
 
 TINY = "test_resnet.r160_in1k"
-
-
-@pytest.fixture
-def tiny_file(tmp_path):
-    """Weights of timm's smallest ResNet with 5 classes, as NAME.safetensors in a folder of its own."""
-    torch.manual_seed(0)
-    path = tmp_path / "weights" / "test_resnet.safetensors"
-    path.parent.mkdir()
-    save_file(timm.create_model(TINY, num_classes=5).state_dict(), path)
-    return path
-
-
-@pytest.fixture
-def no_hub(monkeypatch):
-    monkeypatch.setattr(backbones, "download_weights", lambda repo_id: (None, "no connection"))
 
 
 def images(n=4, size=64):
@@ -54,14 +39,13 @@ def images(n=4, size=64):
 def test_parity_with_torchvision(name, tmp_path):
     torch.manual_seed(0)
     reference = torchvision.models.get_model(name, weights=None).eval()
-    for (
-        module
-    ) in reference.modules():  # statistics that matter, else normalisation would be a no-op
+    # Statistics that matter, else normalisation would be a no-op.
+    for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
     save_file(reference.state_dict(), tmp_path / f"{name}.safetensors")
-    model, info = create_backbone(name, tmp_path)
+    model, info = create_backbone(name, str(tmp_path))
     assert info.kind == "file" and info.timm_name == BACKBONES[name]
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -82,7 +66,7 @@ def test_the_registrys_names_are_timms():
 
 
 def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
-    model, _ = create_backbone("test_resnet", tiny_file)
+    model, _ = create_backbone("test_resnet", str(tiny_file))
     set_head(model, make_head(model.head_hidden_size, 3, hidden=8))
     lower, upper = split_at(model, "features")
     model.eval()
@@ -106,71 +90,15 @@ def test_the_cut_gives_the_whole_model_and_freezes_the_lower_part(tiny_file):
         split_at(model, "layer9")
 
 
-def test_where_weights_are_found(tiny_file, tmp_path, monkeypatch, no_hub):
-    assert create_backbone("test_resnet", tiny_file)[1].kind == "file"
-    assert create_backbone(TINY, tiny_file.parent)[1].source == "file test_resnet.safetensors"
-    tiny_file.with_suffix(".json").write_text('{"source": "drawn", "input_size": "32"}')
-    assert create_backbone(TINY, tiny_file.parent)[1].source == "drawn, at 32 px"
-    monkeypatch.setenv("WEIGHTS_DIR", str(tiny_file.parent))
-    assert create_backbone(TINY, "auto")[1].kind == "file"
-    (tmp_path / "other").mkdir()
-    assert create_backbone(TINY, tmp_path / "other")[1].kind == "file"  # looked for as under auto
-    monkeypatch.delenv("WEIGHTS_DIR")
-    with pytest.warns(UserWarning, match="measures no transfer"):
-        assert create_backbone(TINY, tmp_path / "other")[1].kind == "random"
-    assert create_backbone(TINY, "none")[1].kind == "random"
-    with pytest.raises(UserError, match="do not exist"):
-        create_backbone(TINY, tmp_path / "nothing")
-    with pytest.raises(UserError, match="no_such_model"):
-        create_backbone("no_such_model", "none")
-
-
 def test_a_classifier_of_another_size_is_fine_and_half_precision_is_cast(tiny_file):
     state = {
         k: v.half() if v.is_floating_point() else v
         for k, v in timm.create_model(TINY, num_classes=5).state_dict().items()
     }
     save_file(state, tiny_file)
-    model, _ = create_backbone("test_resnet", tiny_file)
+    model, _ = create_backbone("test_resnet", str(tiny_file))
     assert model.num_classes == 5 and {p.dtype for p in model.parameters()} == {torch.float32}
     assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"].float())
-
-
-def test_files_that_do_not_fit_are_errors_that_name_the_keys(tiny_file):
-    good = timm.create_model(TINY, num_classes=5).state_dict()
-
-    def error(state):
-        save_file(state, tiny_file)
-        with pytest.raises(UserError) as caught:
-            create_backbone("test_resnet", tiny_file)
-        assert "\n" not in str(caught.value) and str(tiny_file) in str(caught.value)
-        return str(caught.value)
-
-    key = "layer1.0.conv1.weight"
-    assert key in error({k: v for k, v in good.items() if k != key})
-    assert "surplus.weight" in error(good | {"surplus.weight": torch.zeros(2)})
-    assert key in error(good | {key: torch.zeros(2, 2)})
-    assert key in error(good | {key: torch.full_like(good[key], float("nan"))})
-    save_file(good, tiny_file)
-    tiny_file.write_bytes(tiny_file.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"tensors are cut off: \['"):
-        create_backbone("test_resnet", tiny_file)
-    tiny_file.write_bytes(b"\x05")
-    with pytest.raises(UserError, match="damaged"):
-        create_backbone("test_resnet", tiny_file)
-
-
-def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "was_run"),)
-
-    for name, content in (("a.pth", pickle.dumps({"x": Payload()})), ("b.pth", None)):
-        path = tmp_path / name
-        path.write_bytes(content) if content else torch.save({"x": Payload()}, path)
-        with pytest.raises(UserError, match="no plain tensors"):
-            create_backbone(TINY, path)
-    assert not (tmp_path / "was_run").exists()
 
 
 def test_random_initialisation_is_live_and_reproducible():
@@ -178,73 +106,10 @@ def test_random_initialisation_is_live_and_reproducible():
     torch.manual_seed(0)
     expected = timm.create_model("resnet18", zero_init_last=False)
     assert state_hash(model) == state_hash(expected) == info.sha256
-    backbones.estimate_batchnorm(model, images(8).split(4), device=torch.device("cpu"))
+    estimate_batchnorm(model, images(8).split(4), device=torch.device("cpu"))
     x = model.conv1(normalize(model, images(8)))
     assert torch.allclose(model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)
     assert model.bn1.momentum is not None
-
-
-def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for flags, expected in (
-        ("fma avx2 avx512f", torch.float32),
-        ("avx512f avx512_bf16", torch.bfloat16),
-    ):
-        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-        monkeypatch.setattr(backbones, "Path", lambda _: Path(tmp_path / "cpuinfo"))
-        assert backbones.choose_precision(torch.device("cpu")) == expected
-    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert backbones.choose_precision(torch.device("cuda")) == expected
-
-
-def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * 10**9, 16 * 10**9))
-    sizes = [
-        backbones.choose_batch_size(torch.device(kind), side**2)
-        for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))
-    ]
-    assert sizes == [8, 64, 7]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 16 * 10**9))
-    assert backbones.choose_batch_size(torch.device("cuda"), 224**2) == 1
-
-
-# --- the hub ----------------------------------------------------------------
-
-
-def test_weights_come_from_the_hub_and_then_from_its_cache(hub, tiny_file):
-    hub.files[f"/timm/{TINY}/resolve/main/model.safetensors"] = tiny_file.read_bytes()
-    model, info = create_backbone(TINY, "auto")
-    assert (info.kind, info.source, model.num_classes) == ("hub", f"hub: timm/{TINY}", 5)
-    assert info.sha256 == create_backbone(TINY, tiny_file)[1].sha256
-    hub.files.clear()
-    assert create_backbone(TINY, "auto")[1].kind == "hub"  # offline, from the cache
-
-
-def test_a_hub_without_an_answer_is_given_up_soon_and_said_so(hub):
-    hub.shutdown()
-    hub.server_close()
-    began = time.monotonic()
-    with pytest.warns(UserWarning, match="random initialisation .*measures no transfer"):
-        assert create_backbone(TINY, "auto")[1].kind == "random"
-    assert time.monotonic() - began < 8
-
-
-def test_a_transfer_that_breaks_off_leaves_nothing_for_whole(hub, tiny_file, monkeypatch):
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: None
-    )  # the client's pauses between its tries
-    hub.files[f"/timm/{TINY}/resolve/main/model.safetensors"] = tiny_file.read_bytes()
-    hub.cut = 4000
-    with pytest.warns(UserWarning, match="measures no transfer"):
-        assert create_backbone(TINY, "auto")[1].kind == "random"
-    hub.cut = None
-    assert create_backbone(TINY, "auto")[1].sha256 == create_backbone(TINY, tiny_file)[1].sha256
-
-
-def test_a_repository_without_the_file(hub):
-    with pytest.warns(UserWarning, match="measures no transfer"):
-        assert "404" in create_backbone(TINY, "auto")[1].source
 
 
 @pytest.mark.parametrize(
@@ -258,7 +123,7 @@ def test_unknown_names_of_every_kind(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_registrys_models_keep_timms_contract(name):
     with torch.device("meta"):
-        model = backbones.build_model(BACKBONES[name])
+        model = build_model(BACKBONES[name])
         head = nn.Sequential(
             nn.Linear(
                 model.head_hidden_size
@@ -268,12 +133,12 @@ def test_the_registrys_models_keep_timms_contract(name):
             )
         )
         set_head(model, head)
-    assert model.get_submodule(backbones.classifier_name(model)) is head
+    assert model.get_submodule(classifier_name(model)) is head
     assert len(model.pretrained_cfg["mean"]) == len(model.pretrained_cfg["std"]) == 3
 
 
 def test_the_parts_share_the_models_tensors(tiny_file):
-    model, _ = create_backbone("test_resnet", tiny_file)
+    model, _ = create_backbone("test_resnet", str(tiny_file))
     lower, upper = split_at(model, "features")
     of_model = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     assert {
@@ -285,74 +150,14 @@ def test_the_parts_share_the_models_tensors(tiny_file):
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "mobilenetv3_small_050"])
 def test_the_cut_fits_other_architectures(name):
-    model = backbones.build_model(name).eval()
+    model = build_model(name).eval()
     lower, upper = split_at(model, "features")
     x = images(2, model.pretrained_cfg["input_size"][-1])
     with torch.inference_mode():
         assert torch.allclose(upper(lower(x)), model(normalize(model, x)), atol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["every cut", "a service's answer", "no header"])
-def test_damaged_files_of_every_length_are_user_errors(tmp_path, damage):
-    path = tmp_path / "x.safetensors"
-    save_file({"first": torch.ones(3), "second": torch.zeros(2, 2), "third": torch.ones(1)}, path)
-    whole = path.read_bytes()
-    cuts = {
-        "every cut": [whole[:n] for n in range(len(whole))],
-        "a service's answer": [b'{"error": "Repository not found"}'],
-        "no header": [
-            bytes(64),
-            b"version https://git-lfs.github.com/spec/v1",
-            b"\x02" + bytes(7) + b"[]",
-        ],
-    }[damage]
-    for data in cuts:
-        path.write_bytes(data)
-        with pytest.raises(UserError, match="damaged"):
-            backbones.read_weights(path)
-    if damage == "every cut":
-        path.write_bytes(whole[:-4])  # the last of the three
-        with pytest.raises(UserError, match=r"1 tensors are cut off: \['third'\]"):
-            backbones.read_weights(path)
-
-
-def test_small_floats_and_other_pickles(tmp_path):
-    save_file(
-        {"x": torch.ones(3).to(torch.float8_e4m3fn), "n": torch.tensor([2])},
-        tmp_path / "f8.safetensors",
-    )
-    state = backbones.read_weights(tmp_path / "f8.safetensors")
-    assert (
-        state["x"].dtype == torch.float32
-        and state["x"].tolist() == [1, 1, 1]
-        and state["n"].dtype == torch.int64
-    )
-    for content in ([torch.ones(1)], {"x": torch.ones(1), "epoch": 3}):
-        torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(UserError, match="x.pth"):
-            backbones.read_weights(tmp_path / "x.pth")
-
-
-def test_the_hash_tells_every_change():
-    model = backbones.build_model(TINY)
-    before, other = state_hash(model), copy.deepcopy(model)
-    assert (
-        state_hash(other)
-        == before
-        == state_hash(copy.deepcopy(model).to(memory_format=torch.channels_last))
-    )
-    with torch.no_grad():
-        other.fc.bias[0] = torch.nextafter(other.fc.bias[0], torch.tensor(9.0))
-    changed = copy.deepcopy(model)
-    changed.conv1[0].weight.data = changed.conv1[0].weight.data.flip(0)
-    buffer = copy.deepcopy(model)
-    next(buffer.buffers()).add_(1)
-    assert len({before, *map(state_hash, (other, changed, buffer, model.half()))}) == 5
-    assert backbones.tensor_hash(torch.zeros(2, 3)) != backbones.tensor_hash(torch.zeros(3, 2))
-    assert backbones.tensor_hash(torch.zeros(0)) != backbones.tensor_hash(torch.tensor(0.0))
-
-
-# ---- cuts inside a model, and folded normalisation ---------------------------------------------------------------------
+# ---- cuts inside a model, and folded normalisation --------------------------------------------
 
 
 def with_statistics(model, size=32):
@@ -386,7 +191,7 @@ CUTS += [
 
 @pytest.mark.parametrize(("name", "cut"), CUTS)
 def test_every_cut_gives_the_whole_model(name, cut):
-    model = with_statistics(backbones.build_model(BACKBONES.get(name, name)))
+    model = with_statistics(build_model(BACKBONES.get(name, name)))
     x = images(2, 224 if name == "vit" else 160 if name.startswith("test_") else 64)
     with torch.inference_mode():
         expected = model(normalize(model, x))
@@ -407,8 +212,9 @@ def test_every_cut_gives_the_whole_model(name, cut):
 
 
 def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
-    """Adam on the whole model, its lower part frozen and in eval mode, against kept activations: BatchNorm above learns too."""
-    model = with_statistics(backbones.build_model("test_resnet"))
+    """Adam on the whole model, its lower part frozen and in eval mode, against kept activations:
+    BatchNorm above learns too."""
+    model = with_statistics(build_model("test_resnet"))
     reference, x, labels = (
         copy.deepcopy(model).to(memory_format=torch.channels_last),
         images(12, 64),
@@ -428,28 +234,18 @@ def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
         loss.backward()
         optimizer.step()
     lower, upper = split_at(model, "layer4")
-    with (
-        torch.inference_mode()
-    ):  # the same forward batches, so the same rounding, which Adam's first steps would magnify
-        kept = torch.cat([lower(x[batch]) for batch in order.split(4)])[order.argsort()].contiguous(
-            memory_format=torch.channels_last
-        )
-    result = train(
-        upper,
-        lambda e: kept,
-        labels,
-        kept,
-        labels,
-        clean_x=kept,
-        epochs=1,
-        batch_size=4,
-        lr=1e-3,
-        seed=0,
+    # The same forward batches, so the same rounding, which Adam's first steps would magnify.
+    with torch.inference_mode():
+        kept = torch.cat([lower(x[batch]) for batch in order.split(4)])[order.argsort()]
+        kept = kept.contiguous(memory_format=torch.channels_last)
+    data = TrainData(
+        view_of=lambda epoch: kept, labels=labels, clean_x=kept, val_x=kept, val_y=labels
     )
+    result = train(upper, data, Settings(epochs=1, batch_size=4, lr=1e-3), seed=0)
     assert result.best_epoch == 1
     for name, tensor in reference.state_dict().items():
         assert torch.allclose(model.state_dict()[name].float(), tensor.float(), atol=1e-6), name
-    moved = with_statistics(backbones.build_model("test_resnet")).layer4.state_dict()
+    moved = with_statistics(build_model("test_resnet")).layer4.state_dict()
     assert any(
         not torch.allclose(moved[name], tensor)
         for name, tensor in model.layer4.state_dict().items()
@@ -457,7 +253,7 @@ def test_training_above_a_cut_is_fine_tuning_with_the_rest_frozen():
 
 
 def test_an_earlier_cut_does_not_stay_frozen():
-    model = with_statistics(backbones.build_model("test_resnet"))
+    model = with_statistics(build_model("test_resnet"))
     split_at(model, "features")
     upper = split_at(model, "layer4")[1]
     assert (
@@ -467,7 +263,7 @@ def test_an_earlier_cut_does_not_stay_frozen():
 
 
 def test_cuts_that_cannot_be_are_refused():
-    model = with_statistics(backbones.build_model("test_resnet"))
+    model = with_statistics(build_model("test_resnet"))
     with pytest.raises(UserError, match='cannot be cut before "layer4.0.bn2"|tensors flow'):
         split_at(model, "layer4.0.conv2")  # the shortcut passes it by
 
@@ -479,7 +275,7 @@ def test_cuts_that_cannot_be_are_refused():
 
     with pytest.raises(UserError, match="cannot be cut inside"):
         split_at(Untraceable(), "layer4")
-    assert type(backbones.fold_batchnorm(Untraceable())) is Untraceable
+    assert type(fold_batchnorm(Untraceable())) is Untraceable
 
 
 @pytest.mark.parametrize(
@@ -487,10 +283,10 @@ def test_cuts_that_cannot_be_are_refused():
     [("test_resnet", 15), ("test_efficientnet", 13), ("densenet121", 59), ("test_vit", 0)],
 )
 def test_folded_normalisation_computes_the_same(name, folded):
-    model = with_statistics(backbones.build_model(name))
+    model = with_statistics(build_model(name))
     lower, _ = split_at(model, "features")
     before, x = state_hash(lower), images(2, 160 if name.startswith("test_") else 64)
-    quick = backbones.fold_batchnorm(lower)
+    quick = fold_batchnorm(lower)
     with torch.inference_mode():
         assert torch.allclose(quick(x), lower(x), rtol=1e-4, atol=1e-5)
     left = [sum(isinstance(m, nn.BatchNorm2d) for m in part.modules()) for part in (lower, quick)]
@@ -514,18 +310,18 @@ def test_a_convolution_that_is_used_twice_is_not_folded():
     shared.first.running_mean += 1
     x = torch.rand(2, 3, 4, 4)
     with torch.inference_mode():
-        assert torch.allclose(backbones.fold_batchnorm(shared)(x), shared(x), atol=1e-6)
+        assert torch.allclose(fold_batchnorm(shared)(x), shared(x), atol=1e-6)
 
 
 def test_models_that_a_head_does_not_fit_are_refused():
     with pytest.raises(UserError, match="several classifiers"):
-        set_head(backbones.build_model("deit_tiny_distilled_patch16_224"), make_head(192, 3))
+        set_head(build_model("deit_tiny_distilled_patch16_224"), make_head(192, 3))
     with pytest.raises(UserError, match="ends in Conv2d"):
-        set_head(backbones.build_model("resnetv2_50"), make_head(2048, 3))
+        set_head(build_model("resnetv2_50"), make_head(2048, 3))
 
 
-def test_a_damaged_note_beside_the_weights_is_a_user_error(tiny_file):
-    for text in ("{", "[]", "7"):
-        tiny_file.with_suffix(".json").write_text(text)
-        with pytest.raises(UserError, match="describes the weights beside it, is damaged"):
-            create_backbone("test_resnet", tiny_file)
+def test_the_cut_behind_the_features_has_a_name_of_its_own(tiny_file):
+    model, _ = create_backbone("test_resnet", str(tiny_file))
+    lower, upper = split_features(model)
+    assert upper is split_at(model, "features")[1]
+    assert count_parameters(lower) + count_parameters(upper) == count_parameters(model)

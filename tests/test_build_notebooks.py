@@ -1,4 +1,7 @@
-"""The notebook build, on a small tree of its own: a fake package, one source, and outputs as papermill leaves them."""
+"""The notebook build, on a small tree of its own.
+
+A fake package, one source, and outputs as papermill leaves them.
+"""
 
 import copy
 import importlib.util
@@ -87,6 +90,78 @@ def train_lazily(folder):
     return mean_image(folder)
 '''
 
+NOUNS = '''"""Nouns."""
+
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypeVar,
+)
+
+from .data import (
+    BLUE,
+    find_images,  # only named in a default
+)
+
+Item = TypeVar("Item")
+Views: TypeAlias = "list[int]"
+Draw = Callable[[int], Any]
+
+
+class Rule(enum.Enum):
+    CYCLE = "cycle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train."""
+
+    epochs: int = 30
+    rule: Rule = Rule.CYCLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Generic[Item]):
+    settings: Settings = field(default_factory=lambda: Settings(epochs=3))
+    draw: Draw | None = None
+    views: tuple[Views, ...] = ()
+    part: Literal["train", "val"] = "train"  # a value, not what the library calls `train`
+    find: Callable = find_images
+
+    @functools.cached_property
+    def share(self) -> "Fraction":
+        return type(self).from_epochs(self.settings.epochs)
+
+    @staticmethod
+    def from_epochs(epochs: int) -> "Fraction | None":
+        return None if epochs < 0 else epochs
+
+    def on(self, fold: "Fold") -> Iterator["Study"]:
+        yield Study(settings=Settings(epochs=fold.number))
+
+
+@dataclass(frozen=True)
+class Fold:
+    number: int = 0
+
+
+def describe(study: Study, *, color: str = BLUE, **rest: Item) -> dict[str, Settings]:
+    settings: Settings = study.settings
+    return {color: settings, **rest}
+'''
+
+NOUNS_LINES = """# @inline transferlab.data: SPLITS, BLUE, find_images
+# @inline transferlab.nouns: Item, Views, Draw, Rule, Settings
+# @inline transferlab.nouns: Study, Fold, describe
+"""
+
 SOURCE = """# %% [markdown] id="title"
 # # 제목
 
@@ -130,8 +205,20 @@ def root(tmp_path):
 
 
 def write(path, text):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def nouns(root):
+    """The tree with a module of types, all of it inlined."""
+    write(root / "transferlab/nouns.py", NOUNS)
+    edit(
+        root / "notebooks/01_study.py",
+        "# @inline transferlab.data: SPLITS, find_images\n",
+        NOUNS_LINES,
+    )
+    return root
 
 
 def edit(path, old, new):
@@ -140,8 +227,8 @@ def edit(path, old, new):
     write(path, text.replace(old, new))
 
 
-def run(root, *options):
-    return tool.main(["--root", str(root), *options])
+def run(root, *options, limits=tool.LIMITS):
+    return tool.main(["--root", str(root), *options], limits=limits)
 
 
 def built(root):
@@ -154,7 +241,7 @@ def cells_of(notebook):
 
 
 def execute(notebook, **outputs):
-    """A copy as papermill leaves it: parameters injected, every cell counted, one line printed by each."""
+    """A copy as papermill leaves it: parameters injected, every cell counted, a line from each."""
     executed = copy.deepcopy(notebook)
     parameters = next(i for i, cell in enumerate(executed.cells) if tool.tagged(cell, "parameters"))
     injected = new_code_cell('data_dir = "elsewhere"', metadata={"tags": ["injected-parameters"]})
@@ -181,12 +268,25 @@ def kept(root):
     return [cell.id for cell in tool.code_cells(built(root).cells) if cell.outputs]
 
 
-def assert_refused(root, capsys, *parts, options=()):
-    assert run(root, *options) == 2
+def assert_refused(root, capsys, *parts, limits=tool.LIMITS):
+    assert run(root, limits=limits) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     for part in parts:
         assert part in message
+
+
+def is_clean_for_ruff(root):
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select=F821,F811,I",
+        "01_study.ipynb",
+    ]
+    return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
 
 
 # What is built.
@@ -202,8 +302,8 @@ def test_inlined_source_is_exact(root):
 def test_imports_are_those_that_inlined_code_uses_merged_and_sorted(root):
     assert cells_of(built(root))["imports"].source == (
         "# What the cells below use.\n"
-        "import functools\nimport os.path\nimport sys\nfrom collections import Counter, defaultdict\n"
-        "from pathlib import Path"
+        "import functools\nimport os.path\nimport sys\n"
+        "from collections import Counter, defaultdict\nfrom pathlib import Path"
     )
 
 
@@ -246,16 +346,38 @@ def test_notebook_is_valid_folded_and_clean_for_ruff(root):
     }
     assert cells_of(notebook)["show"].metadata == {"tags": ["shows-images"]}
     assert cells_of(notebook)["show"].source.startswith("# copy is")
-    command = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--isolated",
-        "--select=F821,F811,I",
-        "01_study.ipynb",
-    ]
-    assert subprocess.run(command, cwd=root, capture_output=True).returncode == 0
+    assert is_clean_for_ruff(root)
+
+
+def test_types_run_as_a_notebook(nouns, capsys):
+    edit(
+        nouns / "notebooks/01_study.py",
+        "train(data_dir)",
+        "study, = Study().on(Fold(number=7))\nprint(describe(study), study.share)",
+    )
+    notebook = built(nouns)
+    assert is_clean_for_ruff(nouns)
+    capsys.readouterr()
+    names = {"__name__": "__main__"}
+    for cell in tool.code_cells(notebook.cells):
+        exec(cell.source, names)
+    settings = "Settings(epochs=7, rule=<Rule.CYCLE: 'cycle'>)"
+    assert capsys.readouterr().out.split("\n")[1] == f"{{'#00f': {settings}}} 7"
+
+
+def test_what_only_annotations_name_joins_the_imports(nouns):
+    lines = cells_of(built(nouns))["imports"].source.split("\n")
+    assert "from collections.abc import Callable, Iterator" in lines
+    assert "from fractions import Fraction" in lines  # named in quotes alone
+    assert "from typing import Any, Generic, Literal, TypeAlias, TypeVar" in lines
+    assert "from dataclasses import dataclass, field" in lines and "import functools" in lines
+
+
+def test_sub_packages_are_not_read(root):
+    write(root / "transferlab/audit/__init__.py", "from .. import data\nprint(1)\n")
+    write(root / "transferlab/audit/pairs.py", "import transferlab\n\n\nclass UserError(:\n")
+    write(root / "transferlab/commands/train.py", "def train():\n    pass\n")
+    assert run(root) == 0
 
 
 # What is refused.
@@ -288,6 +410,7 @@ def test_notebook_is_valid_folded_and_clean_for_ruff(root):
             "SPLITS, find_images\nx = 1\n",
             ["'data'", "holds only", "`x = 1`"],
         ),
+        ("train(data_dir)", "# @inline transferlab.audit.pairs: x", ["'result'", "holds only"]),
         ("train: EarlyStopping, train", "train: train_lazily", ["relative import in its body"]),
         (
             "# @inline transferlab.errors: UserError\n",
@@ -333,6 +456,21 @@ def test_bad_source_is_one_clear_line(root, capsys, old, new, parts):
             ["transferlab/train.py:5"],
         ),
         (
+            "from .data import find_images",
+            "from .audit import find_images",
+            ["transferlab/train.py:5: `from .audit import find_images`", "flat module"],
+        ),
+        (
+            "from .data import find_images",
+            "from .audit.pairs import find_images",
+            ["transferlab/train.py:5", "flat module"],
+        ),
+        (
+            "    from .data import mean_image",
+            "    from .commands import mean_image",
+            ["transferlab/train.py:19", "flat module"],
+        ),
+        (
             "class EarlyStopping",
             "class UserError",
             ["UserError is", "top-level name of transferlab.errors"],
@@ -351,8 +489,81 @@ def test_bad_source_is_one_clear_line(root, capsys, old, new, parts):
     ],
 )
 def test_bad_library_is_one_clear_line(root, capsys, old, new, parts):
+    write(root / "transferlab/audit/pairs.py", "")
+    write(root / "transferlab/commands/__init__.py", "")
     edit(root / "transferlab/train.py", old, new)
     assert_refused(root, capsys, *parts)
+
+
+def needs_of(folder, name, text):
+    """What a definition of the module of types needs, and what of it before itself."""
+    write(folder / "nouns.py", text)
+    one = tool.read_library(folder)["nouns"][name]
+    return set(one.needs), one.needs_first.intersection(one.needs)
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "first"),
+    [
+        ("Item", set(), set()),
+        ("Settings", {"Rule"}, {"Rule"}),
+        (
+            "Study",
+            {"Settings", "Draw", "Views", "Item", "Fold", "find_images"},
+            {"Settings", "Draw", "Views", "Item", "find_images"},
+        ),
+        ("describe", {"Study", "Settings", "Item", "BLUE"}, {"Study", "Settings", "Item", "BLUE"}),
+    ],
+)
+def test_needs_of_types_are_those_of_their_annotations(root, name, needs, first):
+    assert needs_of(root / "transferlab", name, NOUNS) == (needs, first)
+
+
+@pytest.mark.parametrize(
+    ("definition", "needs", "first"),
+    [
+        ("def f(a, /, b: A, *c: B, d: C = None, **e: D) -> E: pass", "ABCDE", "ABCDE"),
+        ("def f(a=A, *, b=B(), c=lambda: C): pass", "ABC", "AB"),
+        ("def f():\n    a: A = None\n    def g(b: B): pass", "AB", ""),
+        ("async def f(a: A): return B", "AB", "A"),
+        ("@A(b=B)\nclass f(C, metaclass=D): pass", "ABCD", "ABCD"),
+        (
+            "class f:\n    a: A\n    b: list[B] = C\n    def g(self, d: D) -> E: F",
+            "ABCDEF",
+            "ABCDE",
+        ),
+        ("class f:\n    a: A\n    class G:\n        b: dict[str, B | None]", "AB", "AB"),
+        ("f: A = [B for _ in C]", "ABC", "ABC"),
+        ("f = TypeVar('f', bound=A)", "A", "A"),
+        ("class f:\n    a: 'A | None'\n    def g(self, b: list['B']) -> 'C[D]': pass", "ABCD", ""),
+        ("def f(a: Literal['A'], b: Annotated[B, 'N, A of']) -> 'not a type': pass", "B", "B"),
+        ("def f():\n    a: 'A'\n    return 'B'", "A", ""),
+    ],
+)
+def test_needs_are_what_is_looked_up_and_first_what_is_at_definition(
+    tmp_path, definition, needs, first
+):
+    text = "".join(f"{name} = 1\n" for name in "ABCDEF") + definition
+    assert needs_of(tmp_path, "f", text) == (set(needs), set(first))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("Rule, Settings", "Rule", ["Study needs Settings: add `# @inline transferlab.nouns:"]),
+        ("Study, Fold", "Study", ["Study needs Fold: add"]),
+        ("Item, Views", "Views", ["Study needs Item: add"]),
+        ("BLUE, ", "", ["describe needs BLUE: add `# @inline transferlab.data: BLUE`"]),
+    ],
+)
+def test_what_only_an_annotation_or_a_default_names_must_be_inlined(nouns, capsys, old, new, parts):
+    edit(nouns / "notebooks/01_study.py", old, new)
+    assert_refused(nouns, capsys, *parts)
+
+
+def test_fields_and_defaults_must_come_after_what_they_name(nouns, capsys):
+    edit(nouns / "notebooks/01_study.py", "Rule, Settings", "Settings, Rule")
+    assert_refused(nouns, capsys, "Settings needs Rule", "before it")
 
 
 def test_annotations_count_as_needed_first_unless_the_module_defers_them(root, capsys):
@@ -360,17 +571,18 @@ def test_annotations_count_as_needed_first_unless_the_module_defers_them(root, c
     edit(
         root / "notebooks/01_study.py", "train: EarlyStopping, train", "train: train, EarlyStopping"
     )
-    if sys.version_info < (3, 14):  # later versions always defer
-        assert_refused(root, capsys, "train needs EarlyStopping", "before it")
+    assert_refused(root, capsys, "train needs EarlyStopping", "before it")
     edit(root / "transferlab/train.py", '"""Training."""', "from __future__ import annotations")
     assert run(root) == 0
 
 
 # Limits.
 
+LIMITS = tool.Limits(inlined=830, outside=300, cell=40)
+
 
 def with_long_cells(root, outside, setup):
-    """Adds `outside` inlined cells of 40 lines each in the open and `setup` of them in the folded section."""
+    """Adds inlined cells of 40 lines: `outside` in the open, `setup` in the folded section."""
     functions = [f"def f{i}():\n" + "    x = 1\n" * 39 for i in range(outside + setup)]
     write(root / "transferlab/many.py", "\n\n".join(functions))
     cells = [
@@ -383,13 +595,12 @@ def with_long_cells(root, outside, setup):
 
 def test_limits(root, capsys):
     with_long_cells(root, outside=7, setup=7)
-    assert run(root) == 0
+    assert run(root, limits=LIMITS) == 0
     with_long_cells(root, outside=8, setup=0)
-    assert_refused(
-        root, capsys, '324 inlined lines of code outside "## 준비", at most 300', "many0 40"
-    )
+    outside = '324 inlined lines of code outside "## 준비", at most 300'
+    assert_refused(root, capsys, outside, "many0 40", limits=LIMITS)
     with_long_cells(root, outside=7, setup=14)
-    assert_refused(root, capsys, "inlined lines of code, at most 830")
+    assert_refused(root, capsys, "inlined lines of code, at most 830", limits=LIMITS)
     assert run(root, "--count") == 0
     assert " 852    284 " in capsys.readouterr().out
 
@@ -401,9 +612,9 @@ def test_limit_of_one_cell_counts_code_only(root, capsys):
         root / "notebooks/01_study.py",
         SOURCE + '\n# %% id="long"\n# @inline transferlab.long: long\n',
     )
-    assert run(root) == 0
+    assert run(root, limits=LIMITS) == 0
     write(root / "transferlab/long.py", f"def long():\n{body}    return x\n")
-    assert_refused(root, capsys, "cell 'long' has 41 lines of code, at most 40")
+    assert_refused(root, capsys, "cell 'long' has 41 lines of code, at most 40", limits=LIMITS)
 
 
 def test_deeper_headings_and_code_fences_do_not_end_the_setup_section():
@@ -595,7 +806,8 @@ def test_hash_changes_with_the_first_changed_cell_and_ever_after(values, data):
     cells = [new_code_cell(f"x = {value}") for value in values]
     others = [new_code_cell(f"x = {value + 10 * (i == changed)}") for i, value in enumerate(values)]
     before, after = tool.code_hashes(cells), tool.code_hashes(others)
-    assert [a == b for a, b in zip(before, after)] == [i < changed for i in range(len(values))]
+    same = [a == b for a, b in zip(before, after, strict=True)]
+    assert same == [i < changed for i in range(len(values))]
     assert len(set(before)) == len(values)
 
 

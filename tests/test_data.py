@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 from transferlab import data
 from transferlab.data import (
+    Rejected,
     decode_image,
     find_image_folder,
     load_images,
@@ -55,7 +56,7 @@ def pixel(tensor):
 def test_layouts_are_found_when_nested(tmp_path, nested, parts):
     make_folder(tmp_path / nested, parts=parts)
     images = load_images(tmp_path)
-    assert images.classes == ["a", "b"] and len(images.images) == 6 * len(parts)
+    assert images.classes == ("a", "b") and len(images.images) == 6 * len(parts)
     assert images.split == (None if parts == ("",) else ("train",) * 6 + ("val",) * 6)
     assert images.images[0].shape == (3, 9, 12) and images.images[0].dtype == torch.uint8
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1] * len(parts)
@@ -104,7 +105,7 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
     draw(folder / "inner" / "x.png")
     draw(folder / "imageNotFound.png")
     images = load_images(tmp_path / "images")
-    reasons = dict(images.rejected)
+    reasons = {one.path: one.reason for one in images.rejected}
     expected = {
         f"a/{n}" for n in ("cut.jpg", "empty.png", "text.jpg", "inner", "imageNotFound.png")
     }
@@ -118,7 +119,7 @@ def test_the_placeholder_is_known_by_its_bytes_too(tmp_path, monkeypatch):
     folder = make_folder(tmp_path)
     digest = hashlib.sha256((folder / "a" / "1.png").read_bytes()).hexdigest()
     monkeypatch.setattr(data, "PLACEHOLDER_SHA256", digest)
-    assert [path for path, _ in load_images(folder).rejected] == ["a/1.png", "b/1.png"]
+    assert [one.path for one in load_images(folder).rejected] == ["a/1.png", "b/1.png"]
 
 
 def test_every_mode_gets_its_right_colours():
@@ -219,11 +220,12 @@ def test_real_images():
         name: manga.labels.tolist().count(i) for i, name in enumerate(manga.classes)
     } == MANGA_FACE_COUNTS
     insects = load_images(root, "hymenoptera_data")
-    assert [len(part) for part in split_images(insects, val_size=0.35, seed=0)] == [244, 153]
-    assert [Path(path).name for path, _ in insects.rejected] == ["imageNotFound.gif"]
+    fold = split_images(insects, val_size=0.35, seed=0)
+    assert [len(part) for part in (fold.train, fold.val)] == [244, 153]
+    assert [Path(one.path).name for one in insects.rejected] == ["imageNotFound.gif"]
 
 
-# --- layouts and files that archives and users bring along ---------------------------------------------------------------
+# ---- layouts and files that archives and users bring along -------------------------------------
 
 
 @pytest.mark.parametrize("parts", [("",), ("train", "val")])
@@ -233,7 +235,7 @@ def test_files_beside_the_classes_do_not_make_the_outer_folder_a_dataset(tmp_pat
     for name in ("README.txt", "SYNTHETIC", "LICENSE", "labels.csv"):
         (tmp_path / nested / name).write_text("words")
     images = load_images(tmp_path)
-    assert images.classes == ["a", "b"] and images.name == "archive" and images.synthetic
+    assert images.classes == ("a", "b") and images.name == "archive" and images.synthetic
 
 
 def test_the_search_ends_at_two_folders_and_at_extra_ones(tmp_path):
@@ -268,11 +270,9 @@ def test_hidden_files_links_and_names_of_other_kinds(tmp_path):
     draw(tmp_path / ".hidden" / "0.png")
     draw(tmp_path / "beside.png")
     before = load_images(tmp_path)
-    assert before.paths[:3] == ("a/1.png", "a/2.png", "a/picture.txt") and before.classes == [
-        "a",
-        "b",
-    ]
-    assert [path for path, _ in before.rejected] == ["a/.DS_Store", "a/link.png"]
+    assert before.paths[:3] == ("a/1.png", "a/2.png", "a/picture.txt")
+    assert before.classes == ("a", "b")
+    assert [one.path for one in before.rejected] == ["a/.DS_Store", "a/link.png"]
     (folder / ".DS_Store").unlink()
     assert load_images(tmp_path).digest == before.digest  # of what is used, nothing else
 
@@ -297,12 +297,11 @@ def test_names_that_are_no_unicode_stop_nothing(tmp_path):
 def test_the_placeholder_by_its_name(tmp_path, name):
     folder = make_folder(tmp_path) / "a"
     (folder / "0.png").rename(folder / name)
-    assert load_images(tmp_path).rejected == [
-        (f"a/{name}", 'placeholder by its name ("image not found")')
-    ]
+    reason = 'placeholder by its name ("image not found")'
+    assert load_images(tmp_path).rejected == (Rejected(path=f"a/{name}", reason=reason),)
 
 
-# --- decoding, pinned to formats written by hand where Pillow cannot save them --------------------------------------------
+# ---- decoding, pinned to formats written by hand where Pillow cannot save them -----------------
 
 
 def first_row(stored):
@@ -444,7 +443,7 @@ def test_a_truncated_picture_is_refused_not_greyed(format):
             decode_image(whole[: int(part * len(whole))])
 
 
-# --- the split ------------------------------------------------------------------------------------------------------------
+# ---- the split ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [[20, 1], [1, 20], [30, 20, 1]])
@@ -483,12 +482,12 @@ def test_a_split_is_refused_only_where_scikit_learn_has_none(counts, val_size, s
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_images_beyond_the_memory_bound_are_decoded_again(tmp_path, monkeypatch):
+def test_images_beyond_the_memory_bound_are_decoded_again(tmp_path):
     folder = make_folder(tmp_path / "images")
     whole = load_images(folder)
-    monkeypatch.setattr(data, "DECODED_BYTES", 4 * 3 * 9 * 12)  # four of the six images
-    part = load_images(folder)
-    assert [isinstance(item, tuple) for item in part.images.items] == 4 * [False] + 2 * [True]
+    part = load_images(folder, decoded_bytes=4 * 3 * 9 * 12)  # four of the six images
+    kept = [part.images[i] is part.images[i] for i in range(6)]  # the same tensor, or a new one
+    assert kept == 4 * [True] + 2 * [False]
     assert len(part.images) == 6 and all(
         torch.equal(a, b) for a, b in zip(whole.images, part.images, strict=True)
     )

@@ -1,4 +1,7 @@
-"""What features say before training: evidence against a closed form, stages against the model's own."""
+"""What features say before training: evidence against a closed form, stages against the model's
+own."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,8 +10,9 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.linear_model import BayesianRidge
 
-from benchmarks import domain_gap
+from benchmarks.common import Pair
 from benchmarks.domain_gap import (
+    Tuning,
     describe_features,
     log_evidence,
     plot_gap,
@@ -16,7 +20,9 @@ from benchmarks.domain_gap import (
     tune_partly,
 )
 from transferlab.backbones import create_backbone, normalize
-from transferlab.compare import make_folds
+from transferlab.data import everything_fold
+from transferlab.datasets import DATASETS
+from transferlab.heldout import make_folds
 from transferlab.metrics import debiased_cka
 from transferlab.study import freeze_backbone
 
@@ -24,7 +30,8 @@ TINY = "test_resnet.r160_in1k"
 
 
 def test_log_evidence_is_the_density_of_the_labels():
-    """Against the Gaussian that the model says they are drawn from, at the precisions that were found."""
+    """Against the Gaussian that the model says they are drawn from, at the precisions that were
+    found."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 60)
     features = np.c_[labels[:, None] + random.normal(0, 0.4, (60, 3)), random.normal(0, 1, (60, 5))]
@@ -54,7 +61,7 @@ def test_cka_knows_the_same_features_and_unrelated_ones():
 
 def test_stages_are_the_models_own(study):
     model, _ = create_backbone(TINY, "none")
-    images = next(iter(study.blocks(0, torch.arange(5))))
+    images = next(study.renderer.blocks(0, torch.arange(5)))
     found = stage_means(model, images.split(2))
     assert list(found) == [info["module"] for info in model.feature_info]
     with torch.inference_mode():
@@ -63,35 +70,21 @@ def test_stages_are_the_models_own(study):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_what_lies_below_the_cut_stays(study, monkeypatch):
-    monkeypatch.setattr(domain_gap, "make_study", lambda *_, **__: study)
-    found = tune_partly("", "d", TINY, "layer4", "none", 2)
-    same = np.diag(found["cka"])
-    assert found["stages"][-1] == "layer4" and same[:-1] == pytest.approx(1) and same[-1] < 1 - 1e-6
-    table = pd.DataFrame(
-        [
-            {
-                "dataset": name,
-                "model": "m",
-                "knn_accuracy": 0.5,
-                "knn_low": 0.4,
-                "knn_high": 0.6,
-                "logme": 1.0,
-            }
-            for name in (domain_gap.FACES, domain_gap.INSECTS)
-        ]
-    )
-    plot_gap(table, [{"dataset": "d", "model": TINY, "cut": "layer4"} | found], "made up").savefig(
-        "/dev/null", format="png"
-    )
+def test_what_lies_below_the_cut_stays(study):
+    settings = replace(study.settings, epochs=2, lr=1e-4)
+    tuning = Tuning(pair=Pair(dataset="d", model=TINY), cut="layer4")
+    found = tune_partly(replace(study, settings=settings), tuning, "none")
+    same = np.diag(found.cka)
+    assert found.stages[-1] == "layer4" and found.epochs == 2
+    assert same[:-1] == pytest.approx(1) and same[-1] < 1 - 1e-6
+    row = {"model": "m", "knn_accuracy": 0.5, "knn_low": 0.4, "knn_high": 0.6, "logme": 1.0}
+    table = pd.DataFrame([{"dataset": name, **row} for name in DATASETS])
+    plot_gap(table, {tuning: found}, "made up").savefig("/dev/null", format="png")
 
 
 def test_a_backbone_is_described_on_held_out_images(study):
-    everything = torch.arange(len(study.image_set.labels))
-    whole = study._replace(indices={"train": everything, "val": everything})
-    row = describe_features(
-        freeze_backbone(TINY, whole, weights="none"),
-        whole,
-        make_folds(study.image_set.labels, 4, 2, 0),
-    )
-    assert row["n"] == 16 and 0 <= row["knn_low"] <= row["knn_accuracy"] <= row["knn_high"] <= 1
+    whole = replace(study, fold=everything_fold(study.image_set))
+    frozen = freeze_backbone(TINY, whole, weights="none")
+    folds = make_folds(study.image_set.labels, k=4, repeats=2, seed=0)
+    row = describe_features(frozen, whole, folds)
+    assert row.n == 16 and 0 <= row.knn_low <= row.knn_accuracy <= row.knn_high <= 1

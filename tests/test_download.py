@@ -1,7 +1,8 @@
-"""Downloads against stand-ins of download.pytorch.org and of Kaggle's service on 127.0.0.1; nothing leaves the machine.
+"""Downloads against stand-ins of download.pytorch.org and of Kaggle's service on 127.0.0.1.
 
-Kaggle's stand-in is spoken to by the real kagglehub client: one POST to DownloadDataset, answered as Kaggle answers it,
-by a redirect to a storage host that gives the archive with its length and MD5.
+Nothing leaves the machine. Kaggle's stand-in is spoken to by the real kagglehub client: one POST
+to DownloadDataset, answered as Kaggle answers it, by a redirect to a storage host that gives the
+archive with its length and MD5.
 """
 
 import base64
@@ -36,7 +37,7 @@ API_PATH = "/v1/datasets.DatasetApiService/DownloadDataset"
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """Answers from `server.routes`: path -> (status, headers, body, seconds to hang after the body)."""
+    """Answers from `server.routes`: path -> (status, headers, body, seconds to hang after it)."""
 
     def answer(self):
         asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -247,8 +248,8 @@ def link(name):
         "/escaped.jpg",
         "..\\escaped.jpg",
         "C:\\escaped.jpg",
-    ]
-    + [link("hymenoptera_data/train/ants/link.jpg")],
+        link("hymenoptera_data/train/ants/link.jpg"),
+    ],
     ids=str,
 )
 def test_unsafe_members_are_refused(server, tmp_path, monkeypatch, member):

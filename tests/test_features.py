@@ -1,21 +1,24 @@
 """Features: rendered ahead, computed once, kept in memory and on disk."""
 
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from transferlab.backbones import create_backbone, fold_batchnorm, make_head, split_at
-from transferlab.cache import load_or_extract
-from transferlab.data import load_images
-from transferlab.features import extract, extract_large, feature_drawer, one_ahead, view_blocks
+from transferlab.data import Fold, load_images
+from transferlab.features import extract, extract_large, features_of, one_ahead
+from transferlab.machine import Clock, this_machine
+from transferlab.store import NO_STORE, Store
 from transferlab.synthetic import draw_insects
-from transferlab.train import evaluate, train
-from transferlab.views import hymenoptera_views, render_view
+from transferlab.train import Settings, TrainData, evaluate, train
+from transferlab.views import Augmentation, Renderer, photos_augmentation, render_view
 
-CPU = torch.device("cpu")
+CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
 
 
 class Counting(nn.Module):
@@ -30,12 +33,91 @@ class Counting(nn.Module):
         return images.float().mean((2, 3)) * self.scale
 
 
+class Dim(nn.Module):
+    """Darkens; as most transforms it prints nothing of its parameter."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image):
+        return (image * self.factor).to(torch.uint8)
+
+
+def dimmed(factor, **named):
+    """An augmentation that darkens what it draws."""
+    steps = [v2.Resize((32, 32)), Dim(factor)]
+    return Augmentation(size=32, train=v2.Compose(steps), clean=v2.Compose(steps), **named)
+
+
+def drawn_with(study, augmentation, *, store=NO_STORE, lower=None, clock=None, machine=CPU):
+    """The features of a study's images under an augmentation, nothing computed yet."""
+    return features_of(
+        lower or Counting(),
+        Renderer(study.image_set, augmentation, seed=1),
+        study.fold.train,
+        model="counting",
+        machine=machine,
+        clock=clock or Clock(),
+        store=store,
+    )
+
+
+def test_an_augmentation_without_a_name_is_never_kept_on_disk(study, tmp_path):
+    """Both print the same, and what the one has drawn must not come back for the other."""
+    bright, dark = dimmed(1.0), dimmed(0.2)
+    assert repr(bright.train) == repr(dark.train)
+    kept = tmp_path / "kept"
+    first = drawn_with(study, bright, store=Store(folder=kept))
+    second = drawn_with(study, dark, store=Store(folder=kept))
+    for one in (first.clean, first.train(1)):
+        assert one.mean() > 0
+    assert torch.equal(second.clean, drawn_with(study, dark).clean)
+    assert torch.equal(second.train(1), drawn_with(study, dark).train(1))
+    assert second.clean.mean() < 0.3 * first.clean.mean()
+    assert second.train(1).mean() < 0.3 * first.train(1).mean()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("change", [{"name": "dusk"}, {"version": 2}, {"size": 33}])
+def test_what_an_augmentation_states_is_its_identity(study, tmp_path, change):
+    """Another name, version or size shares nothing; the same three do, though their transforms are
+    other objects."""
+    store = Store(folder=tmp_path / "kept")
+    night = dimmed(1.0, name="night")
+    first = drawn_with(study, night, store=store)
+    expected = first.clean, first.train(1)
+    again = Counting()
+    same = drawn_with(study, dimmed(1.0, name="night", version=1), store=store, lower=again)
+    assert torch.equal(same.clean, expected[0]) and torch.equal(same.train(1), expected[1])
+    assert again.seen == 0
+    changed = replace(dimmed(0.2, name="night"), **change)
+    other = drawn_with(study, changed, store=store, lower=again)
+    assert not torch.equal(other.clean, expected[0])
+    assert not torch.equal(other.train(1), expected[1])
+    assert again.seen == len(study.image_set.labels) + len(study.fold.train)
+
+
+def test_what_prints_otherwise_is_not_taken_though_it_lacks_its_new_version(study, tmp_path):
+    store = Store(folder=tmp_path / "kept")
+    night = dimmed(1.0, name="night")
+    changed = replace(night, train=v2.Compose([v2.Resize((32, 32)), v2.RandomVerticalFlip(1.0)]))
+    first = drawn_with(study, night, store=store).train(1)
+    lower = Counting()
+    other = drawn_with(study, changed, store=store, lower=lower).train(1)
+    assert lower.seen == len(study.fold.train) and torch.equal(
+        other, drawn_with(study, changed).train(1)
+    )
+    assert torch.equal(drawn_with(study, night, store=store).train(1), first)
+
+
 def test_extract_is_lower_of_the_images_in_order(study):
-    images = render_view(study.image_set, study.views.val, view=0, seed=0)
+    clean = study.renderer.augmentation.clean
+    images = render_view(study.image_set, clean, view=0, seed=0)
     lower = Counting()
     expected = images.float().mean((2, 3))
     for views in (images, images.split(5), (part for part in images.split(1))):
-        features = extract(lower, views, device=CPU, precision=torch.float32)
+        features = extract(lower, views, machine=CPU, precision=torch.float32)
         assert torch.allclose(features, expected) and features.dtype == torch.float32
 
 
@@ -48,80 +130,115 @@ def test_an_error_while_rendering_surfaces():
         list(one_ahead(blocks()))
 
 
-def test_blocks_are_rendered_once_for_all_backbones(study, monkeypatch):
-    blocks, index = (
-        view_blocks(study.image_set, study.views, seed=3, keep=9),
-        study.indices["train"],
-    )
-    first = torch.cat(list(blocks(1, index)))
-    assert torch.equal(
-        first, render_view(study.image_set, study.views.train, view=1, seed=3, indices=index)
-    )
-    monkeypatch.setattr("transferlab.features.render_view", pytest.fail)
-    assert torch.equal(torch.cat(list(blocks(1, index))), first)
+def test_blocks_are_rendered_once_for_all_backbones(study):
+    rendered = []
+
+    def draw(image):
+        rendered.append(1)
+        return study.renderer.augmentation.train(image)
+
+    index = study.fold.train
+    counted = replace(study.renderer.augmentation, train=draw)
+    renderer = Renderer(study.image_set, counted, seed=3, keep=9)
+    first = torch.cat(list(renderer.blocks(1, index)))
+    train = study.renderer.augmentation.train
+    assert torch.equal(first, render_view(study.image_set, train, view=1, seed=3, indices=index))
+    assert len(rendered) == len(index)
+    assert torch.equal(torch.cat(list(renderer.blocks(1, index))), first)
+    assert len(rendered) == len(index)
 
 
 def test_each_view_is_drawn_once_and_only_when_asked(study, tmp_path):
-    def drawer(lower, timings, key={"data": "x"}):
-        return feature_drawer(
-            lower, study.blocks, study.indices, key, cache_dir=tmp_path / "kept", timings=timings
+    store = Store(folder=tmp_path / "kept")
+
+    def drawer(lower, clock, renderer=study.renderer):
+        return features_of(
+            lower,
+            renderer,
+            study.fold.train,
+            model="counting",
+            machine=CPU,
+            clock=clock,
+            store=store,
         )
 
-    lower, timings = Counting(), {}
-    draw = drawer(lower, timings)
+    lower, clock = Counting(), Clock()
+    features = drawer(lower, clock)
     assert lower.seen == 0
-    n_train, n_val = len(study.indices["train"]), len(study.indices["val"])
-    first = draw("train", 1)
-    assert (
-        draw("train", 1) is first and lower.seen == n_train and draw("val", 0).shape == (n_val, 3)
-    )
-    assert not torch.equal(draw("train", 2), first) and set(timings) == {
-        "training views",
-        "validation images",
-    }
-    again, timings = Counting(), {}
-    assert (
-        torch.equal(drawer(again, timings)("train", 1), first)
-        and again.seen == 0
-        and set(timings) == {"features from disk"}
-    )
-    drawer(again, {}, key={"data": "other"})("train", 1)
+    n, n_train = len(study.image_set.labels), len(study.fold.train)
+    first = features.train(1)
+    assert features.train(1) is first and lower.seen == n_train
+    clean = features.clean
+    assert features.clean is clean and clean.shape == (n, 3) and lower.seen == n_train + n
+    assert not torch.equal(features.train(2), first)
+    assert set(clock.seconds) == {"training views", "clean view"}
+    again, clock = Counting(), Clock()
+    kept = drawer(again, clock)
+    assert torch.equal(kept.train(1), first) and torch.equal(kept.clean, clean)
+    assert again.seen == 0 and set(clock.seconds) == {"features from disk"}
+    other = replace(study.image_set, digest="other")
+    drawer(again, Clock(), Renderer(other, study.renderer.augmentation, seed=1)).train(1)
     assert again.seen == n_train
     with torch.no_grad():
         again.scale.mul_(2)
-    assert torch.equal(drawer(again, {})("train", 1), 2 * first)  # other weights are other features
+    # Other weights are other features.
+    assert torch.equal(drawer(again, Clock()).train(1), 2 * first)
 
 
-def test_what_is_kept_on_disk_is_right_or_a_miss(tmp_path):
-    key, value = {"view": 1, "versions": {"torch": "2"}}, torch.randn(3, 4)
-    assert load_or_extract(tmp_path / "c", key, lambda: value) is value
-    assert torch.equal(load_or_extract(tmp_path / "c", key, pytest.fail), value)
-    other = load_or_extract(tmp_path / "c", key | {"view": 2}, lambda: value + 1)
-    assert torch.equal(other, value + 1)
-    assert load_or_extract("", key, lambda: 5) == 5
-    (path, _) = sorted((tmp_path / "c").iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    good = path.read_bytes()
-    for damage in (good[:-3], good[:-1] + bytes([good[-1] ^ 1]), b"", b"\xff" * 30):
-        path.write_bytes(damage)
-        with pytest.warns(UserWarning, match="computed again"):
-            assert load_or_extract(tmp_path / "c", key, lambda: value) is value
-        assert torch.equal(load_or_extract(tmp_path / "c", key, pytest.fail), value)
-
-
-def test_an_interrupted_write_leaves_nothing_that_counts(tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(
-            "transferlab.cache.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.ones(2))
-    assert torch.equal(
-        load_or_extract(tmp_path / "c", {"a": 1}, lambda: torch.zeros(2)), torch.zeros(2)
+def test_view_0_is_the_clean_views_rows(study):
+    """Trained on, it is what is evaluated on, drawn and computed once."""
+    lower = Counting()
+    features = drawn_with(study, study.renderer.augmentation, lower=lower)
+    clean = features.clean
+    assert torch.equal(features.train(0), clean[study.fold.train])
+    assert lower.seen == len(study.image_set.labels)
+    fold = Fold(train=torch.tensor([4, 0, 2]), val=torch.tensor([1]))
+    on_all = features_of(
+        lower,
+        study.renderer,
+        torch.arange(len(study.image_set.labels)),
+        model="counting",
+        machine=CPU,
+        clock=Clock(),
     )
+    part = on_all.on(fold)
+    assert torch.equal(part.clean, clean) and torch.equal(part.train(0), clean[[4, 0, 2]])
+    assert torch.equal(part.train(1), on_all.train(1)[[4, 0, 2]])
+
+
+def test_random_views_are_computed_in_the_machines_precision_and_the_clean_one_in_fp32(study):
+    torch.manual_seed(0)
+    lower = nn.Sequential(Scaled(), nn.Conv2d(3, 5, 3), nn.Flatten()).eval().requires_grad_(False)
+    machine = replace(CPU, precision=torch.bfloat16)
+    augmentation, images = study.renderer.augmentation, study.image_set
+    features = drawn_with(study, augmentation, lower=lower, machine=machine)
+
+    def computed(view, precision):
+        blocks = Renderer(images, augmentation, seed=1).blocks(view, study.fold.train)
+        return extract(lower, blocks, machine=CPU, precision=precision)
+
+    exact, rounded = computed(1, torch.float32), computed(1, torch.bfloat16)
+    assert torch.equal(features.train(1), rounded) and not torch.equal(rounded, exact)
+    assert torch.allclose(features.train(0), computed(0, torch.float32), atol=1e-6)
+    assert not torch.allclose(features.train(0), computed(0, torch.bfloat16), atol=1e-6)
+    assert features.train(1).dtype == features.train(0).dtype == torch.float32
+
+
+def test_what_another_precision_or_seed_has_computed_is_not_taken(study, tmp_path):
+    store, augmentation = Store(folder=tmp_path), study.renderer.augmentation
+    drawn_with(study, augmentation, store=store).train(1)
+    again = Counting()
+    lower = replace(CPU, precision=torch.bfloat16)
+    drawn_with(study, augmentation, store=store, lower=again, machine=lower).train(1)
+    assert again.seen == len(study.fold.train)
+    features = drawn_with(study, augmentation, store=store, lower=again)
+    replace(features, renderer=Renderer(study.image_set, augmentation, seed=2)).train(1)
+    assert again.seen == 2 * len(study.fold.train)
 
 
 def test_drawing_leaves_the_random_state_as_it_was(study):
     state = torch.get_rng_state()
-    list(one_ahead(study.blocks(1, study.indices["train"])))
+    list(one_ahead(study.renderer.blocks(1, study.fold.train)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -130,12 +247,11 @@ def test_an_error_of_the_frozen_part_ends_the_rendering_thread(study):
         raise MemoryError("in the frozen part")
 
     rendered = []
-    blocks = (
-        rendered.append(1) or images
-        for images in render_view(study.image_set, study.views.val, view=0, seed=0).split(1)
-    )
+    clean = study.renderer.augmentation.clean
+    images = render_view(study.image_set, clean, view=0, seed=0)
+    blocks = (rendered.append(1) or block for block in images.split(1))
     with pytest.raises(MemoryError):
-        extract(lower, blocks, device=CPU, precision=torch.float32)
+        extract(lower, blocks, machine=CPU, precision=torch.float32)
     assert len(rendered) <= 2  # one in hand, one ahead
 
 
@@ -143,7 +259,8 @@ def test_an_error_of_the_frozen_part_ends_the_rendering_thread(study):
 def test_large_activations_are_mapped_from_disk_where_memory_is_short(
     study, tmp_path, monkeypatch, free
 ):
-    """The same numbers either way, and training reads them as any others; the file leaves no trace."""
+    """The same numbers either way, and training reads them as any others; the file leaves no
+    trace."""
     monkeypatch.setattr(
         "transferlab.features.psutil.virtual_memory", lambda: SimpleNamespace(available=free)
     )
@@ -155,25 +272,22 @@ def test_large_activations_are_mapped_from_disk_where_memory_is_short(
     )
     torch.manual_seed(0)
     lower = nn.Sequential(Scaled(), nn.Conv2d(3, 5, 3, stride=2)).eval()
-    index = torch.arange(len(study.image_set.labels))
-    expected = extract(lower, study.blocks(1, index), device=CPU, precision=torch.float32)
+    labels = study.image_set.labels
+    index = torch.arange(len(labels))
+    blocks = study.renderer.blocks
+    expected = extract(lower, blocks(1, index), machine=CPU, precision=torch.float32)
     kept = extract_large(
-        lower, study.blocks(1, index), len(index), tmp_path, device=CPU, precision=torch.float32
+        lower, blocks(1, index), len(index), tmp_path, machine=CPU, precision=torch.float32
     )
     assert (
         torch.equal(kept, expected) and len(mapped) == (free == 1) and not list(tmp_path.iterdir())
     )
     upper = nn.Sequential(nn.Flatten(), nn.Linear(expected[0].numel(), 2))
-    result = train(
-        upper,
-        lambda epoch: kept,
-        study.image_set.labels,
-        kept,
-        study.image_set.labels,
-        clean_x=kept,
-        epochs=1,
+    data = TrainData(
+        view_of=lambda epoch: kept, labels=labels, clean_x=kept, val_x=kept, val_y=labels
     )
-    assert result.history[0]["train_loss"] > 0
+    result = train(upper, data, Settings(epochs=1))
+    assert result.history[0].train_loss > 0
 
 
 class Scaled(nn.Module):
@@ -182,10 +296,12 @@ class Scaled(nn.Module):
 
 
 def test_bf16_features_stay_close_and_flip_few_predictions(tmp_path):
-    """EfficientNet-Lite0 with ImageNet weights on drawn insects: the centred relative error and the flipped predictions.
+    """EfficientNet-Lite0 with ImageNet weights on drawn insects: the centred relative error and
+    the flipped predictions.
 
-    Most of the error comes from rounding the weights. On the real images (see the log of experiments) it is 5 to 7 % for this
-    backbone, 0.6 to 0.9 % for ResNet50; drawn insects differ less from one another, so that the same rounding weighs more.
+    Most of the error comes from rounding the weights. On the real images (see the log of
+    experiments) it is 5 to 7 % for this backbone, 0.6 to 0.9 % for ResNet50; drawn insects differ
+    less from one another, so that the same rounding weighs more.
     """
     weights = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
     if not weights:
@@ -196,22 +312,21 @@ def test_bf16_features_stay_close_and_flip_few_predictions(tmp_path):
     lower = fold_batchnorm(
         split_at(create_backbone("efficientnet_lite0", weights)[0], "features")[0]
     )
-    images = render_view(image_set, hymenoptera_views().val, view=0, seed=0)
+    images = render_view(image_set, photos_augmentation().clean, view=0, seed=0)
     exact, rounded = (
-        extract(lower, images, device=CPU, precision=kind)
+        extract(lower, images, machine=CPU, precision=kind)
         for kind in (torch.float32, torch.bfloat16)
     )
     error = (rounded - exact).norm() / (exact - exact.mean(0)).norm()
     assert 0 < error < 0.15
     head = make_head(exact.shape[1], 2)
-    train(
-        head,
-        lambda epoch: rounded,
-        image_set.labels,
-        exact,
-        image_set.labels,
+    data = TrainData(
+        view_of=lambda epoch: rounded,
+        labels=image_set.labels,
         clean_x=exact,
-        epochs=5,
+        val_x=exact,
+        val_y=image_set.labels,
     )
-    predictions = [evaluate(head, x, image_set.labels)["predictions"] for x in (exact, rounded)]
+    train(head, data, Settings(epochs=5))
+    predictions = [evaluate(head, x, image_set.labels).predictions for x in (exact, rounded)]
     assert (predictions[0] != predictions[1]).float().mean() <= 0.05

@@ -1,4 +1,5 @@
-"""Scores against numbers worked out by hand; the closed form of Wilson's interval is in test_artifacts.py."""
+"""Scores against numbers worked out by hand; the closed form of Wilson's interval is in
+test_artifacts.py."""
 
 from math import comb
 
@@ -13,6 +14,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from transferlab.metrics import (
+    Interval,
+    PairedTest,
+    Verdict,
     accuracy_interval,
     bootstrap_interval,
     calibration_error,
@@ -24,6 +28,16 @@ from transferlab.metrics import (
     mcnemar_p,
     verdicts,
 )
+
+
+def ends(interval: Interval) -> tuple[float, float]:
+    """Both ends of an interval, as `pytest.approx` compares them."""
+    return interval.low, interval.high
+
+
+def made_up_test(difference: float, p: float) -> PairedTest:
+    """A paired test of which only the difference and p matter."""
+    return PairedTest(difference=difference, error=0.0, low=difference, high=difference, p=p)
 
 
 def exact_p(b, c):
@@ -56,8 +70,9 @@ def test_mcnemar_by_hand():
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
 )
 def test_wilson_from_the_tables(correct, n, low, high):
-    assert accuracy_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
-    assert all(type(end) is float for end in accuracy_interval(correct, n))
+    interval = accuracy_interval(correct, n)
+    assert ends(interval) == pytest.approx((low, high), abs=5e-5)
+    assert all(type(end) is float for end in ends(interval))
 
 
 @pytest.mark.parametrize(
@@ -68,44 +83,40 @@ def test_holm_is_statsmodels(p_values):
 
 
 def test_verdicts_are_those_of_holms_adjusted_values():
-    tests = [
-        {"p": 0.03, "difference": 0.1},
-        {"p": 0.01, "difference": -0.1},
-        {"p": 0.04, "difference": 0.2},
-    ]
+    tests = [made_up_test(0.1, p=0.03), made_up_test(-0.1, p=0.01), made_up_test(0.2, p=0.04)]
     assert verdicts(tests) == [
-        (0.06, "indistinguishable"),
-        (0.03, "worse"),
-        (0.06, "indistinguishable"),
+        Verdict(p_holm=0.06, word="indistinguishable"),
+        Verdict(p_holm=0.03, word="worse"),
+        Verdict(p_holm=0.06, word="indistinguishable"),
     ]
-    assert verdicts(tests[:1]) == [(0.03, "better")]
+    assert verdicts(tests[:1]) == [Verdict(p_holm=0.03, word="better")]
     assert verdicts([]) == []
 
 
 def test_the_corrected_test_is_students_where_training_sets_do_not_overlap():
     differences = np.random.default_rng(0).normal(0.02, 0.05, 25)
-    found, expected = corrected_resampled_t(differences, 0), stats.ttest_1samp(differences, 0)
-    assert found["p"] == pytest.approx(expected.pvalue)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(expected.confidence_interval()))
-    corrected = corrected_resampled_t(
-        differences, 1 / 4
-    )  # 5 folds: Nadeau & Bengio's factor (1/25 + 1/4) instead of 1/25
-    assert corrected["error"] == pytest.approx(found["error"] * np.sqrt((1 / 25 + 1 / 4) * 25))
-    assert corrected["p"] > found["p"] and corrected_resampled_t([0.0, 0.0], 1)["p"] == 1
+    found = corrected_resampled_t(differences, 0)
+    expected = stats.ttest_1samp(differences, 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    # 5 folds: Nadeau & Bengio's factor (1/25 + 1/4) instead of 1/25
+    corrected = corrected_resampled_t(differences, 1 / 4)
+    assert corrected.error == pytest.approx(found.error * np.sqrt((1 / 25 + 1 / 4) * 25))
+    assert corrected.p > found.p
+    assert corrected_resampled_t([0.0, 0.0], 1).p == 1
 
 
 def test_equal_classifiers_are_rarely_called_different():
     random, rejected = np.random.default_rng(0), 0
-    for _ in range(
-        300
-    ):  # 5 x 5 folds of 100 images; an image that one classifier gets right stays so over repeats
+    # 5 x 5 folds of 100 images; an image that one classifier gets right stays so over repeats
+    for _ in range(300):
         gains = random.integers(-1, 2, 100)
         folds = [
             gains[part].mean()
             for _ in range(5)
             for part in np.array_split(random.permutation(100), 5)
         ]
-        rejected += corrected_resampled_t(folds, 1 / 4)["p"] < 0.05
+        rejected += corrected_resampled_t(folds, 1 / 4).p < 0.05
     assert rejected / 300 <= 0.08
 
 
@@ -121,8 +132,8 @@ def test_the_detectable_difference_is_found_four_times_in_five():
 def test_bootstrap_intervals_cover():
     random, covered = np.random.default_rng(0), 0
     for _ in range(300):
-        low, high = bootstrap_interval(random.random(120) < 0.7, count=1000)
-        covered += low <= 0.7 <= high
+        interval = bootstrap_interval(random.random(120) < 0.7, count=1000)
+        covered += interval.low <= 0.7 <= interval.high
     assert 0.90 <= covered / 300 <= 0.98
 
 
@@ -132,7 +143,7 @@ def test_the_interval_of_macro_f1_lies_around_scikit_learns():
     predicted = np.stack(
         [np.where(random.random(200) < 0.6, labels, random.integers(0, 4, 200)) for _ in range(3)]
     )
-    low, high = macro_f1_interval(labels, predicted)
+    low, high = ends(macro_f1_interval(labels, predicted))
     mean = np.mean([f1_score(labels, one, average="macro") for one in predicted])
     assert low < mean < high and 0.03 < high - low < 0.2
     once = macro_f1_interval(labels, predicted[:1], count=50)
@@ -142,7 +153,7 @@ def test_the_interval_of_macro_f1_lies_around_scikit_learns():
         f1_score(labels[one], predicted[0][one], average="macro", labels=range(4), zero_division=0)
         for one in samples
     ]
-    assert once == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-5)
+    assert ends(once) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-5)
 
 
 def test_calibration_by_hand():

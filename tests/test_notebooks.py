@@ -1,4 +1,4 @@
-"""Each notebook alone: copied into an empty folder, transferlab unimportable, on a small image folder."""
+"""Each notebook alone: in an empty folder, transferlab unimportable, on a small image folder."""
 
 import ast
 import json
@@ -13,8 +13,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from transferlab.run import DEFAULT_VIEWS
+from transferlab.records import StudyRecord, from_plain, read_plain
 from transferlab.techniques import FROZEN, summarise_techniques
+from transferlab.train import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -72,13 +73,11 @@ def printed(executed):
 def check_files(alone, models):
     for model in models:
         (summary,) = (alone / "result").glob(f"{model}_summary_*.json")
-        values = json.loads(summary.read_text())
-        assert values["frozen_hash_before"] == values["frozen_hash_after"]
-        assert (
-            values["weights"]["kind"] == "random"
-            and values["epochs_run"] == 2
-            and values["n_val"] == 5
-        )
+        record = from_plain(StudyRecord, read_plain(summary))
+        assert record.frozen_hash_before == record.frozen_hash_after
+        assert record.backbone.kind == "random"
+        assert (record.epochs_run, record.n_val, record.schema) == (2, 5, 2)
+        assert record.settings.rule == "clean+cycle"
         assert len(list((alone / "result").glob(f"{model}_results_*.csv"))) == 1
         assert {p.suffix for p in (alone / "model").glob(f"{model}_best_*")} == {
             ".json",
@@ -121,9 +120,11 @@ def test_drive_is_mounted_where_asked(notebook, mount, monkeypatch):
         "out_dir": ".",
         "prepare_out_dir": prepared.append,
         "warnings": types.SimpleNamespace(),
-        "choose_device": lambda: types.SimpleNamespace(type="cpu"),
-        "choose_precision": str,
-        "torch": types.SimpleNamespace(__version__=""),
+        "this_machine": lambda: types.SimpleNamespace(
+            device=types.SimpleNamespace(type="cpu"), precision=""
+        ),
+        "open_store": str,
+        "cache_dir": "",
     }
     exec(cell(notebook, "setup-end").source, space)
     assert mounted == (["/content/drive"] if mount else [])
@@ -158,11 +159,27 @@ def test_03_alone(image_folder, tmp_path, monkeypatch):
     assert len(list((alone / "img").glob("training_results_*.png"))) == 1
 
 
+def told(described, schema):
+    """A benchmark's description as it was published first, or as it is written today."""
+    if schema == 1:
+        return described
+    common = ("data", "weights", "processor", "settings")
+    return {
+        "schema": 2,
+        "data": [{"name": name, "digest": one} for name, one in described["data"].items()],
+        "weights": [{"name": name} | one for name, one in described["weights"].items()],
+        "machine": {"processor": described["processor"]},
+        "settings": described["settings"],
+        "facts": {key: value for key, value in described.items() if key not in common},
+    }
+
+
 @pytest.mark.parametrize(
     "digest, weights, found", [("d", "w", True), ("other", "w", False), ("d", "other", False)]
 )
+@pytest.mark.parametrize("schema", [1, 2])
 def test_03_reads_techniques_of_its_own_images_and_weights(
-    digest, weights, found, tmp_path, capsys
+    digest, weights, found, schema, tmp_path, capsys
 ):
     folder, shown = tmp_path / "result/benchmarks", []
     folder.mkdir(parents=True)
@@ -195,20 +212,23 @@ def test_03_reads_techniques_of_its_own_images_and_weights(
         "epochs": 10,
         "size": 112,
     }
-    (folder / "techniques_20260101_000000.json").write_text(json.dumps(described))
+    (folder / "techniques_20260101_000000.json").write_text(json.dumps(told(described, schema)))
     pd.DataFrame(rows[1:2]).assign(correct=12).to_csv(
         folder / "techniques_gpu_20260101_000000.csv", index=False
     )
     of_gpu = described | {"processor": "a GPU", "processes": 9}
-    (folder / "techniques_gpu_20260101_000000.json").write_text(json.dumps(of_gpu))
+    (folder / "techniques_gpu_20260101_000000.json").write_text(json.dumps(told(of_gpu, schema)))
     space = {
         "FROZEN": FROZEN,
         "out_dir": tmp_path,
-        "json": json,
+        "Path": Path,
+        "read_plain": read_plain,
         "pd": pd,
         "plt": types.SimpleNamespace(show=lambda: None),
         "image_set": types.SimpleNamespace(digest=digest, name="ants"),
-        "summaries": [{"model": "lite", "weights": {"sha256": weights}}],
+        "runs": [
+            types.SimpleNamespace(model="lite", backbone=types.SimpleNamespace(sha256=weights))
+        ],
         "summarise_techniques": summarise_techniques,
         "plot_techniques": lambda summary, title: shown.append((summary, title)),
     }
@@ -241,5 +261,6 @@ def test_a_folder_without_images_is_one_clear_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_default_number_of_views_is_one_number(notebook):
-    assert f"views = {DEFAULT_VIEWS}  #" in cell(notebook, "parameters").source
-    assert f"[VIEWS={DEFAULT_VIEWS}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    views = Settings().views
+    assert f"views = {views}  #" in cell(notebook, "parameters").source
+    assert f"[VIEWS={views}]" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,31 +1,38 @@
-"""The comparison with others: all systems do the same task, a short round is reckoned right, nothing finished runs twice."""
+"""The comparison with others: all systems do the same task, a short round is reckoned right,
+nothing finished runs twice."""
 
 import importlib
-import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import timm
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks import peers
 from benchmarks.memory import Watched, run_watched
-from benchmarks.peer_systems import common, plain_loop
-from benchmarks.peer_systems.common import Record, Task, split_study
+from benchmarks.peer_systems import common, plain_loop, systems, table
+from benchmarks.peer_systems.common import Loaders, PeerEpoch, Record, Task, split_study
+from benchmarks.peer_systems.systems import SYSTEMS, settings_of
+from benchmarks.peer_systems.table import Ratio, Row, Run, Turn
 from transferlab.backbones import make_head
 from transferlab.errors import UserError
-from transferlab.views import Views, anime_views
+from transferlab.machine import this_machine
+from transferlab.published import read_record
+from transferlab.records import BenchmarkRecord
+from transferlab.train import Settings
+from transferlab.views import Augmentation, faces_augmentation
 
 TINY = "test_resnet.r160_in1k"
-SAME = v2.Compose(
-    [v2.Resize((32, 32))]
-)  # of images of that size: nothing, for Pillow and for tensors alike
+# Of images of that size: nothing, for Pillow and for tensors alike.
+SAME = v2.Compose([v2.Resize((32, 32))])
 
 
 @pytest.fixture(scope="module")
@@ -56,94 +63,95 @@ def weights(tmp_path_factory):
     return folder
 
 
-def task_of(system, faces, weights, views, **settings):
-    settings = peers.settings_of(system, 2) | {"hidden": 8, "lr": 1e-2} | settings
-    return Task(faces, weights, TINY, views, settings, seed=3)
+def task_of(system, faces, weights, augmentation, **settings):
+    """The task in fp32, whatever the machine could do."""
+    return Task(
+        folder=faces,
+        weights=str(weights),
+        model=TINY,
+        augmentation=augmentation,
+        settings=replace(settings_of(system, 2), hidden=8, lr=1e-2, **settings),
+        seed=3,
+        machine=replace(this_machine(), precision=torch.float32),
+    )
 
 
-def run_system(system, task, monkeypatch):
-    """Runs a system in this process in fp32 -> Record, checked as the benchmark checks it; skips where a library is missing."""
-    missing = [
-        library
-        for library, version in peers.library_versions(peers.SYSTEMS[system][0]).items()
-        if version is None
-    ]
+def run_system(system, task):
+    """Runs a system in this process -> Record, checked as the benchmark checks it; skips where a
+    library is missing."""
+    versions = systems.library_versions(system)
+    missing = [library for library, version in versions.items() if version is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
-    module, function = peers.SYSTEMS[system]
-    module = importlib.import_module(f"benchmarks.peer_systems.{module}")
-    for place in (module, importlib.import_module("transferlab.features")):
-        if hasattr(place, "choose_precision"):
-            monkeypatch.setattr(place, "choose_precision", lambda device: torch.float32)
+    module = importlib.import_module(f"benchmarks.peer_systems.{SYSTEMS[system].module}")
     record = Record()
-    getattr(module, function)(task, record)
+    getattr(module, SYSTEMS[system].function)(task, record)
     record.check(16, 8)
     return record
 
 
 def losses_by_hand(task):
-    """Validation losses of full-batch Adam on the features of a model in eval mode, without any of the code under test."""
+    """Validation losses of full-batch Adam on the features of a model in eval mode, without any of
+    the code under test."""
     model = timm.create_model(TINY)
-    model.load_state_dict(
-        importlib.import_module("safetensors.torch").load_file(task.weights / f"{TINY}.safetensors")
-    )
+    model.load_state_dict(load_file(Path(task.weights) / f"{TINY}.safetensors"))
     head = make_head(model.num_features, 3, hidden=8, dropout=0.0, seed=task.seed)
     folder = ImageFolder(
         task.folder, v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     )
-    images, labels = torch.stack([image for image, _ in folder]), torch.tensor(folder.targets)
+    images = torch.stack([image for image, _ in folder])
+    labels = torch.tensor(folder.targets)
     mean, std = (torch.tensor(model.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        x = model.eval().forward_head(
-            model.forward_features((images - mean) / std), pre_logits=True
-        )
-    optimizer, losses, split = (
-        torch.optim.Adam(head.parameters(), lr=task.settings["lr"]),
-        [],
-        split_study(labels),
-    )
-    for _ in range(task.settings["epochs"]):
+        maps = model.eval().forward_features((images - mean) / std)
+        x = model.forward_head(maps, pre_logits=True)
+    optimizer = torch.optim.Adam(head.parameters(), lr=task.settings.lr)
+    fold = split_study(labels)
+    losses = []
+    for _ in range(task.settings.epochs):
         optimizer.zero_grad()
-        F.cross_entropy(head(x[split["train"]]), labels[split["train"]]).backward()
+        F.cross_entropy(head(x[fold.train]), labels[fold.train]).backward()
         optimizer.step()
-        losses.append(F.cross_entropy(head(x[split["val"]]), labels[split["val"]]).item())
+        losses.append(F.cross_entropy(head(x[fold.val]), labels[fold.val]).item())
     return losses
 
 
-@pytest.mark.parametrize("system", peers.SYSTEMS)
-def test_every_system_trains_the_same_head(system, faces, weights, monkeypatch):
-    """In one batch without dropout and random views no order is left: all validation losses agree to 1e-4."""
-    task = task_of(system, faces, weights, Views(SAME, SAME), batch_size=16, dropout=0.0)
-    record = run_system(system, task, monkeypatch)
-    assert [row["val_loss"] for row in record.rows] == pytest.approx(losses_by_hand(task), rel=1e-4)
-    assert record.rows[0]["end"] < record.rows[1]["end"] <= record.seconds()
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_trains_the_same_head(system, faces, weights):
+    """In one batch without dropout and random views no order is left: all validation losses agree
+    to 1e-4."""
+    same = Augmentation(size=32, train=SAME, clean=SAME)
+    task = task_of(system, faces, weights, same, batch_size=16, dropout=0.0)
+    record = run_system(system, task)
+    assert [row.val_loss for row in record.rows] == pytest.approx(losses_by_hand(task), rel=1e-4)
+    assert record.rows[0].end < record.rows[1].end <= record.seconds()
 
 
-@pytest.mark.parametrize("system", peers.SYSTEMS)
-def test_every_system_takes_the_studys_views_and_batches(system, faces, weights, monkeypatch):
-    """The last batch is smaller (16 = 3 x 5 + 1) and is not dropped; no bit of the backbone changes: `record.check`."""
-    record = run_system(
-        system, task_of(system, faces, weights, anime_views(32), batch_size=5), monkeypatch
-    )
-    assert len(record.rows) == 2 and all(0 <= row["val_acc"] <= 1 for row in record.rows)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_takes_the_studys_views_and_batches(system, faces, weights):
+    """The last batch is smaller (16 = 3 x 5 + 1) and is not dropped; no bit of the backbone
+    changes: `record.check`."""
+    task = task_of(system, faces, weights, faces_augmentation(32), batch_size=5)
+    record = run_system(system, task)
+    assert len(record.rows) == 2 and all(0 <= row.val_acc <= 1 for row in record.rows)
 
 
 def test_resizing_once_changes_no_pixel(faces, weights):
-    views = anime_views(24)
-    task = task_of("tuned", faces, weights, views)
-    image, label = common.decoded_once(task)["train"][0]
+    augmentation = faces_augmentation(24)
+    task = task_of("tuned", faces, weights, augmentation)
+    image, label = common.decoded_once(task).train[0]
     torch.manual_seed(1)
-    once = common.decoded_once(task)["train"][0][0]
+    once = common.decoded_once(task).train[0][0]
     torch.manual_seed(1)
-    first = split_study(ImageFolder(faces).targets)["train"][0]
-    every_time = views.train(v2.PILToTensor()(ImageFolder(faces)[first][0]))
+    first = split_study(ImageFolder(faces).targets).train[0]
+    every_time = augmentation.train(v2.PILToTensor()(ImageFolder(faces)[first][0]))
     assert torch.equal(once, every_time) and image.dtype == torch.uint8 and label == 0
 
 
 def test_a_run_that_did_something_else_is_no_measurement(faces, weights):
     record = Record()
     backbone, head = common.frozen_backbone(
-        task_of("study", faces, weights, anime_views(32)), record
+        task_of("study", faces, weights, faces_augmentation(32)), record
     )
     head(torch.zeros(15, head[0].in_features))
     record.epoch(1.0, 0.5)
@@ -158,12 +166,10 @@ def test_a_run_that_did_something_else_is_no_measurement(faces, weights):
         record.check(16, 8)
 
 
-def test_early_stopping_restores_the_best_weights(monkeypatch):
-    losses, head, record = (
-        iter([3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 2.3, 1.0]),
-        torch.nn.Linear(1, 1),
-        Record(),
-    )
+def test_early_stopping_restores_the_best_weights(faces, weights, monkeypatch):
+    losses = iter([3.0, 2.0, 2.0, 2.5, 2.1, 2.2, 2.3, 1.0])
+    head = torch.nn.Linear(1, 1)
+    record = Record()
     seen = []
 
     def train_epoch(forward, head, *rest):
@@ -173,53 +179,65 @@ def test_early_stopping_restores_the_best_weights(monkeypatch):
 
     monkeypatch.setattr(plain_loop, "train_epoch", train_epoch)
     monkeypatch.setattr(plain_loop, "validate", lambda *rest: (next(losses), 0.5))
-    settings = peers.settings_of("study_early", 30)
-    plain_loop.train(
-        None, head, {"train": 0, "val": 0}, Task(*[None] * 4, settings, 0), record, "cpu"
-    )
+    task = task_of("study_early", faces, weights, faces_augmentation(32), epochs=30)
+    plain_loop.train(None, head, Loaders(train=None, val=None), task, record)
     assert len(record.rows) == 7 and head.weight.item() == 1
 
 
-def found_in(ends, tail=1.0, **more):
+def found_in(ends, tail=1.0):
     rows = [
-        {"val_loss": 5 - i, "val_acc": i / 10, "seen": 16, "evaluated": 10, "end": end}
+        PeerEpoch(val_loss=5 - i, val_acc=i / 10, seen=16, evaluated=10, end=end)
         for i, end in enumerate(ends)
     ]
-    return {
-        "seconds": ends[-1] + tail,
-        "seconds_total": ends[-1] + tail + 6,
-        "rows": rows,
-        "peak_memory_mb": 900.0,
-    } | more
+    return Run(
+        seconds=ends[-1] + tail,
+        rows=tuple(rows),
+        frozen_hash="",
+        seconds_total=ends[-1] + tail + 6,
+        peak_memory_mb=900.0,
+    )
 
 
 def test_a_short_round_is_reckoned_from_its_epochs():
     """Start-up and first epoch 10 s, later ones 2 s (once 7 s), 1 s at the end: 10 + 29 * 2 + 1."""
-    assert peers.reckon([10, 12, 14, 21], 22, 30) == 10 + 29 * 2 + 1
+    assert table.reckon([10, 12, 14, 21], 22, 30) == 10 + 29 * 2 + 1
     whole = found_in([10.0 + 2 * i for i in range(30)])
-    assert peers.disagreement(whole) == pytest.approx(0)
+    assert table.disagreement(whole) == pytest.approx(0)
     slower_later = found_in(
         [10.0 + 2 * i for i in range(15)] + [38.0 + 4 * i for i in range(1, 16)]
     )
-    assert peers.disagreement(slower_later) == pytest.approx(69 / 99 - 1)
-    short = peers.make_row("study", 1, "short", found_in([10, 12, 14, 16]), 30)
-    assert (
-        short["seconds"] == 69
-        and short["seconds_total"] == 75
-        and short["epochs"] == short["views"] == 30
-    )
-    assert short["best_epoch_accuracy"] is None
-    early = peers.make_row("study_early", 1, "short", found_in([10, 12, 14, 16]), 30)
-    assert early["seconds"] == 17 and early["epochs"] == 4
-    ours = peers.make_row("ours_default", 0, "full", found_in([3, 4]), 2)
-    assert ours["views"] == peers.DEFAULT_VIEWS and ours["best_epoch_accuracy"] == 0.1
+    assert table.disagreement(slower_later) == pytest.approx(69 / 99 - 1)
+    four = found_in([10, 12, 14, 16])
+    short = table.make_row(Turn(system="study", round=1, kind="short"), four, 30)
+    assert short.seconds == 69 and short.seconds_total == 75 and short.epochs == short.views == 30
+    assert short.best_epoch_accuracy is None
+    early = table.make_row(Turn(system="study_early", round=1, kind="short"), four, 30)
+    assert early.seconds == 17 and early.epochs == 4
+    two = found_in([3, 4])
+    ours = table.make_row(Turn(system="ours_default", round=0, kind="full"), two, 2)
+    assert ours.views == Settings().views and ours.best_epoch_accuracy == 0.1
 
 
 def test_an_accuracy_in_fp32_is_the_count_it_stands_for():
-    told = {"val_acc": float(torch.tensor(52 / 159)), "evaluated": 159}
-    assert told["val_acc"] != 52 / 159 and peers.exact_accuracy(told) == 52 / 159
+    share = float(torch.tensor(52 / 159))
+    told = PeerEpoch(val_loss=1.0, val_acc=share, seen=296, evaluated=159, end=1.0)
+    assert told.val_acc != 52 / 159 and table.exact_accuracy(told) == 52 / 159
     with pytest.raises(UserError, match="no share of 159 images"):
-        peers.exact_accuracy(told | {"val_acc": 0.33})
+        table.exact_accuracy(replace(told, val_acc=0.33))
+
+
+def row_of(system, number, seconds):
+    return Row(
+        system=system,
+        round=number,
+        kind="short",
+        views=30,
+        epochs=30,
+        seconds=seconds,
+        seconds_total=seconds,
+        best_epoch_accuracy=None,
+        peak_memory_mb=1.0,
+    )
 
 
 def test_ratios_are_medians_of_the_rounds():
@@ -230,14 +248,14 @@ def test_ratios_are_medians_of_the_rounds():
         "hf": [20, 30, 33],
     }
     rows = [
-        (name, number, 30, value)
+        row_of(name, number, value)
         for name, values in seconds.items()
         for number, value in enumerate(values)
     ]
-    table = pd.DataFrame(rows, columns=["system", "round", "epochs", "seconds"])
-    assert peers.ratio_of(table, ("study",), "ours_default") == (4, 3)
-    assert peers.ratio_of(table, ("fastai", "lightning", "hf"), "ours_default") == (2, 3)
-    names = [line.split(":")[0] for line in peers.describe_ratios(table)]
+    assert table.ratio_of(rows, ("study",), "ours_default") == Ratio(value=4, rounds=3)
+    best = table.ratio_of(rows, ("fastai", "lightning", "hf"), "ours_default")
+    assert best == Ratio(value=2, rounds=3)
+    names = [line.split(":")[0] for line in table.describe_ratios(rows)]
     assert names == ["study / ours_default", "best of fastai, hf / ours_default"]
 
 
@@ -247,50 +265,40 @@ def arguments(faces, weights, tmp_path):
     return ["--data", str(faces), "--weights", str(weights), *sizes]
 
 
-def test_what_finished_is_not_run_again(arguments, tmp_path, monkeypatch, capsys):
-    measured, systems = [], ["study", "ours_default", "ours_early"]
+def test_what_finished_is_not_run_again(arguments, tmp_path, capsys):
+    measured = []
+    chosen = ["study", "ours_default", "ours_early"]
 
-    def measure(system, number, kind, options):
-        measured.append((system, number))
+    def measure(turn, comparison):
+        measured.append((turn.system, turn.round))
         if len(measured) == 3:
             raise KeyboardInterrupt
-        if measured.count(("ours_default", 1)) == 1 and (system, number) == ("ours_default", 1):
+        if measured[-1] == ("ours_default", 1) and measured.count(("ours_default", 1)) == 1:
             raise UserError("ours_default failed in round 1 with exit code 1: RuntimeError: no")
         return found_in([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
 
-    monkeypatch.setattr(peers, "measure", measure)
-    arguments += ["--rounds", "2", "--full", "--systems", *systems]
+    arguments += ["--rounds", "2", "--full", "--systems", *chosen]
     with pytest.raises(KeyboardInterrupt):
-        peers.main(arguments)
+        peers.main(arguments, measure=measure)
     with pytest.raises(UserError, match=r"ours_default failed in round 1 .*: run again to go on"):
-        peers.main(arguments)
+        peers.main(arguments, measure=measure)
     assert not list(tmp_path.glob("result/benchmarks/*.csv"))
-    assert peers.main(arguments) == 0
-    again = {
-        ("ours_early", 0): 2,
-        ("ours_default", 1): 2,
-    }  # the interrupted one, the one that failed
+    assert peers.main(arguments, measure=measure) == 0
+    # The interrupted one, the one that failed.
+    again = {("ours_early", 0): 2, ("ours_default", 1): 2}
     assert {key: measured.count(key) for key in measured if measured.count(key) > 1} == again
-    assert measured[-1] == ("ours_default", 1) and measured[4:6] == [
-        ("ours_default", 1),
-        ("ours_early", 1),
-    ]  # rotated
-    table = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv")))
-    assert (
-        list(table.columns) == peers.COLUMNS
-        and len(table) == 6
-        and set(table["kind"]) == {"full", "short"}
-    )
-    facts = json.loads(next(tmp_path.glob("result/benchmarks/peers_*.json")).read_text())
-    assert set(facts["left_out"]) == set(peers.SYSTEMS) - set(systems)
-    assert (
-        facts["weights"]["kind"] == "file"
-        and len(facts["runs"]) == 6
-        and facts["machine"]["threads"]
-    )
-    assert list(tmp_path.glob("img/peers_*.png")) and not list(
-        tmp_path.glob("result/benchmarks/peers_unfinished/*/*")
-    )
+    rotated = [("ours_default", 1), ("ours_early", 1)]
+    assert measured[-1] == ("ours_default", 1) and measured[4:6] == rotated
+    rows = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv")))
+    assert tuple(rows.columns) == table.COLUMNS
+    assert len(rows) == 6 and set(rows["kind"]) == {"full", "short"}
+    path = next(tmp_path.glob("result/benchmarks/peers_*.json"))
+    record = read_record(path, BenchmarkRecord)
+    assert set(record.facts["left_out"]) == set(SYSTEMS) - set(chosen)
+    assert record.weights[0].kind == "file"
+    assert len(record.facts["runs"]) == 6 and record.machine.threads
+    assert list(tmp_path.glob("img/peers_*.png"))
+    assert not list(tmp_path.glob("result/benchmarks/peers_unfinished/*"))
     assert "study / ours_default: 1.00 (median of 2)" in capsys.readouterr().out
 
 
@@ -304,43 +312,37 @@ def test_a_system_in_a_process_of_its_own(arguments, tmp_path, capsys):
 
 
 def test_a_process_is_watched_to_its_end():
-    code = "import sys, time; kept = bytearray(80_000_000); time.sleep(0.5); print('done'); sys.exit('no more')"
-    watched = run_watched([sys.executable, "-c", code])
-    assert (watched.code, watched.stdout, watched.stderr) == (
-        1,
-        "done\n",
-        "no more\n",
-    ) and watched.peak_mb > 80
-
-
-def test_a_crash_is_one_line(arguments, monkeypatch):
-    crashed = Watched(
-        1, "", "Traceback (most recent call last):\n  ...\nRuntimeError: the cause\n", 0.0, 1.0
+    code = (
+        "import sys, time; kept = bytearray(80_000_000); time.sleep(0.5); print('done'); "
+        "sys.exit('no more')"
     )
-    monkeypatch.setattr(peers, "run_watched", lambda *rest, **options: crashed)
+    watched = run_watched([sys.executable, "-c", code])
+    assert (watched.code, watched.stdout, watched.stderr) == (1, "done\n", "no more\n")
+    assert watched.peak_mb > 80
+
+
+def test_a_crash_is_one_line(arguments):
+    traceback = "Traceback (most recent call last):\n  ...\nRuntimeError: the cause\n"
+    crashed = Watched(code=1, stdout="", stderr=traceback, started=0.0, peak_mb=1.0)
+    comparison = peers.prepare(peers.parse(arguments))
+    turn = Turn(system="hf", round=2, kind="full")
     with pytest.raises(
         UserError, match="^hf failed in round 2 with exit code 1: RuntimeError: the cause$"
     ):
-        peers.measure("hf", 2, "full", peers.parse(arguments))
-    monkeypatch.setattr(
-        peers, "run_watched", lambda *rest, **options: crashed._replace(code=0, stdout="no JSON")
-    )
+        peers.measure_turn(turn, comparison, watch=lambda *rest, **options: crashed)
+    no_json = replace(crashed, code=0, stdout="no JSON")
     with pytest.raises(UserError, match="exit code 0"):
-        peers.measure("hf", 2, "full", peers.parse(arguments))
+        peers.measure_turn(turn, comparison, watch=lambda *rest, **options: no_json)
 
 
-def test_what_cannot_be_measured_is_said_at_once(arguments, faces, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_measured_is_said_at_once(arguments, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="rounds is 0"):
         peers.main([*arguments, "--rounds", "0"])
     with pytest.raises(UserError, match="needs pretrained weights"):
         peers.main([*arguments, "--weights", "none"])
     with pytest.raises(UserError, match="no image folder"):
         peers.main([*arguments, "--data", str(tmp_path / "nowhere")])
-    monkeypatch.setattr(
-        peers,
-        "library_versions",
-        lambda module: {"fastai": None} if module == "with_fastai" else {},
-    )
+    monkeypatch.setattr(systems, "library_versions", lambda system: {system: None})
     with pytest.raises(UserError, match="no system is left"):
         peers.main([*arguments, "--systems", "fastai"])
     assert (

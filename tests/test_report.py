@@ -1,6 +1,6 @@
-"""The report is what its runs say: rendered again byte for byte, refused where a file, a number or a sentence is wrong."""
+"""The report is what its runs say: rendered again byte for byte, refused where a file, a number or
+a sentence is wrong."""
 
-import copy
 import hashlib
 import json
 import math
@@ -8,22 +8,49 @@ import re
 import shutil
 import sys
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from jinja2.exceptions import UndefinedError
+
+from benchmarks import enough_views
+from transferlab.heldout import ComparisonRecord, PairTest, Score, Scores
+from transferlab.machine import MachineInfo
+from transferlab.metrics import Interval, PairedTest
+from transferlab.pretrained import WeightsInfo
+from transferlab.published import read_record
+from transferlab.records import BenchmarkRecord, DataInfo, RunRecord, StudyRecord, to_json
+from transferlab.train import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "report"), str(ROOT / "tools")]
-import publish  # noqa: E402 - scripts beside what they work on, not a package
+import comparisons  # noqa: E402 - scripts beside what they work on, not a package
+import measured  # noqa: E402
+import named  # noqa: E402
+import publish  # noqa: E402
 import render  # noqa: E402
+import runs  # noqa: E402
 import sources  # noqa: E402
+import technique_results  # noqa: E402
 import typed  # noqa: E402
 
 
 @pytest.fixture
 def context():
     return sources.load_context()
+
+
+def report_of(context):
+    """The rendered report."""
+    return render.render(context)[context.root / "experiment_report.md"]
+
+
+def readme_of(context):
+    """The rendered results in the README."""
+    text = render.render(context)[context.root / "README.md"]
+    return text.split(render.BEGIN)[1].split(render.END)[0]
 
 
 def test_rendered_again_it_is_the_same(context):
@@ -34,46 +61,41 @@ def test_rendered_again_it_is_the_same(context):
     )
 
 
-def test_a_touched_result_is_refused(tmp_path, monkeypatch):
+def test_a_touched_result_is_refused(tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "result").mkdir()
-    named = tmp_path / "result/resnet50_summary_20260101_000000.json"
-    named.write_text('{"best": 0.41}')
-    runs = f'[[files]]\nnotebook = "01"\npath = "result/{named.name}"\nsha256 = "{"0" * 64}"\n'
-    (tmp_path / "report/runs.toml").write_text(runs)
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    touched = tmp_path / "result/resnet50_summary_20260101_000000.json"
+    touched.write_text('{"best": 0.41}')
+    entry = f'[[files]]\nnotebook = "01"\npath = "result/{touched.name}"\nsha256 = "{"0" * 64}"\n'
+    (tmp_path / "report/runs.toml").write_text(entry)
     with pytest.raises(SystemExit, match="has changed since it was published"):
-        sources.read_named_files()
-    named.unlink()
+        named.read_named_files(tmp_path)
+    touched.unlink()
     with pytest.raises(SystemExit, match="missing"):
-        sources.read_named_files()
+        named.read_named_files(tmp_path)
 
 
 def test_numbers_are_what_they_claim_to_be():
     assert typed.proportion(64 / 159, 159) == "40.3 % (64/159)"
-    assert typed.mean(0.34549) == "34.5 %" and typed.interval((0.1, 0.25)) == "10.0–25.0 %"
-    assert (
-        typed.points(-0.0123) == "-1.2"
-        and typed.score(0.2273) == "0.227"
-        and typed.signed(1.5) == "+1.500"
-    )
-    assert (
-        typed.ratio(0.712) == "0.71"
-        and typed.ratio(0.00032) == "0.00032"
-        and typed.exact(0.001) == "0.001"
-    )
-    assert (
-        typed.seconds(231.4) == "231"
-        and typed.amount(1289.7) == "1,290"
-        and typed.count(7482247.0) == "7,482,247"
-    )
+    assert typed.mean(0.34549) == "34.5 %"
+    assert typed.interval(Interval(low=0.1, high=0.25)) == "10.0–25.0 %"
+    assert typed.points(-0.0123) == "-1.2"
+    assert typed.score(0.2273) == "0.227"
+    assert typed.signed(1.5) == "+1.500"
+    assert typed.ratio(0.712) == "0.71"
+    assert typed.ratio(0.00032) == "0.00032"
+    assert typed.exact(0.001) == "0.001"
+    assert typed.seconds(231.4) == "231"
+    assert typed.amount(1289.7) == "1,290"
+    assert typed.count(7482247.0) == "7,482,247"
     with pytest.raises(SystemExit, match="no proportion of 159"):
         typed.proportion(0.4312, 159)
     for function in typed.FILTERS:
         arguments = (159,) if function is typed.proportion else ()
         for wrong in (math.nan, math.inf, "0.4", None, True):
+            value = Interval(low=wrong, high=wrong) if function is typed.interval else wrong
             with pytest.raises(SystemExit, match="is no number"):
-                function((wrong, wrong) if function is typed.interval else wrong, *arguments)
+                function(value, *arguments)
     too_low = [
         (function, -1.0) for function in (typed.score, typed.seconds, typed.size, typed.loss)
     ]
@@ -83,10 +105,11 @@ def test_numbers_are_what_they_claim_to_be():
     with pytest.raises(SystemExit, match="no count"):
         typed.count(2.5)
     with pytest.raises(SystemExit, match="is no number"):
-        typed.interval((0.5, 0.4))
+        typed.interval(Interval(low=0.5, high=0.4))
 
 
-# What may stand as a digit in the templates' own text: definitions of the method, names, years. No result is among them.
+# What may stand as a digit in the templates' own text: definitions of the method, names, years. No
+# result is among them.
 DEFINITIONS = [
     "95 ?%",
     "20%",
@@ -127,11 +150,12 @@ DEFINITIONS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["report.md.j2", "readme_results.md.j2"])
+@pytest.mark.parametrize("name", ["report.md.j2", "readme_results.md.j2", "words.j2"])
 def test_no_number_is_written_by_hand(name):
-    """Outside of expressions and commands a template holds no digit but those of definitions, and no number skips its type."""
+    """Outside of expressions and commands a template holds no digit but those of definitions, and
+    no number skips its type."""
     text = (ROOT / "report" / name).read_text(encoding="utf-8")
-    shown = [expression for expression in re.findall(r"{{(.*?)}}", text, re.DOTALL)]
+    shown = re.findall(r"{{(.*?)}}", text, re.DOTALL)
     assert not [one for one in shown if "format(" in one]
     text = re.sub(r"{{.*?}}|{%.*?%}|`[^`]*`|<!--.*?-->", "", text, flags=re.DOTALL)
     for pattern in DEFINITIONS:
@@ -139,7 +163,20 @@ def test_no_number_is_written_by_hand(name):
     assert not [line.strip() for line in text.splitlines() if re.search(r"\d", line)]
 
 
-def test_a_ranking_without_a_test_is_refused(context):
+def make_pair(a, b, difference, verdict, *, low=0.01, high=0.95):
+    """A pair of a comparison."""
+    return PairTest(
+        model_a=a,
+        model_b=b,
+        test=PairedTest(difference=difference, error=0.01, low=low, high=high, p=0.01),
+        p_holm=0.01,
+        detectable=0.05,
+        images_needed=(4000, 1000, 400, 160),
+        verdict=verdict,
+    )
+
+
+def test_a_ranking_without_a_test_is_refused():
     for sentence in (
         "DenseNet121이 ResNet50보다 정확합니다.",
         "B3는 B0보다 4 %p 높습니다.",
@@ -148,9 +185,9 @@ def test_a_ranking_without_a_test_is_refused(context):
     ):
         with pytest.raises(SystemExit, match="ranks without a test"):
             render.check_rankings(f"앞 문장입니다. {sentence} 뒤 문장입니다.", [])
-    judged = [("B3가 B0보다 정확하다", "가릴 수 없음")]
+    judged = [render.Claim(text="B3가 B0보다 정확하다", verdict="가릴 수 없음")]
     render.check_rankings("| B3가 B0보다 정확하다 | +1.4 | **가릴 수 없음** |", [], judged)
-    claim = judged[0][0]
+    claim = judged[0].text
     for elsewhere in (
         f"{claim}.",
         f"| {claim} | **성립** |",
@@ -158,51 +195,45 @@ def test_a_ranking_without_a_test_is_refused(context):
     ):
         with pytest.raises(SystemExit, match="ranks without a test"):
             render.check_rankings(elsewhere, [], judged)
-    pair = {
-        "model_a": "a",
-        "model_b": "b",
-        "difference": 0.05,
-        "low": 0.01,
-        "high": 0.09,
-        "verdict": "a better",
-    }
+    pair = make_pair("a", "b", 0.05, "a better", low=0.01, high=0.09)
     assert "a 체크포인트가 b 체크포인트보다 정확합니다" in render.rank(pair)
     render.check_rankings(f"앞 문장입니다. {render.rank(pair)}.", [render.rank(pair)])
-    undecided = pair | {"low": -0.01, "verdict": "indistinguishable"}
-    assert "구별할 수 없습니다" in render.rank(undecided) and not render.RANKS.search(
-        render.rank(undecided)
-    )
-    for wrong in ({"low": -0.01}, {"verdict": "b better"}):
+    with_zero = replace(pair.test, low=-0.01)
+    undecided = render.rank(replace(pair, test=with_zero, verdict="indistinguishable"))
+    assert "구별할 수 없습니다" in undecided and not render.RANKS.search(undecided)
+    for wrong in (replace(pair, test=with_zero), replace(pair, verdict="b better")):
         with pytest.raises(SystemExit, match="does not follow"):
-            render.rank(pair | wrong)
+            render.rank(wrong)
 
 
 def test_a_run_that_measures_no_transfer_is_named_as_such(context):
-    run = next(run for run in context["runs"].values() if run["weights"]["kind"] == "random")
-    line = f"{run['model']}: {typed.proportion(run['best']['val_acc'], run['n_val'])}"
-    render.check_disclosed(line + " (무작위 초기화)", context["runs"])
+    run = next(run for run in context.runs.values() if run.record.backbone.kind == "random")
+    record = run.record
+    line = f"{record.model}: {typed.proportion(record.best.val_acc, record.n_val)}"
+    render.check_disclosed(line + " (무작위 초기화)", context.runs)
     with pytest.raises(SystemExit, match="does not say so"):
-        render.check_disclosed(line, context["runs"])
+        render.check_disclosed(line, context.runs)
+    drawn = replace(record, data=(replace(record.dataset, synthetic=True),))
     with pytest.raises(SystemExit, match="does not say so"):
-        render.check_disclosed(line + " (무작위 초기화)", {"x": run | {"synthetic": True}})
+        render.check_disclosed(line + " (무작위 초기화)", {"x": replace(run, record=drawn)})
 
 
 def test_a_summary_that_its_predictions_contradict_is_refused(context):
-    run = context["runs"]["resnet50"]
+    run = context.runs["resnet50"]
+    record = run.record
     history = pd.read_csv(
-        ROOT / run["path"].replace("_summary_", "_results_").replace(".json", ".csv")
+        ROOT / run.path.replace("_summary_", "_results_").replace(".json", ".csv")
     )
-    assert sources.disagreements(run, history) == []
-    changed = copy.deepcopy(run)
-    changed["best"]["val_acc"] = 64 / 159
-    assert sources.disagreements(changed, history) == ["accuracy"]
-    assert sources.disagreements(run | {"macro_f1": 0.4}, history) == ["macro_f1"]
-    flipped = run | {"val_predictions": run["val_labels"]}
-    assert {"accuracy", "curve", "macro_f1"} <= set(sources.disagreements(flipped, history))
+    assert runs.disagreements(record, history) == []
+    changed = replace(record, best=replace(record.best, val_acc=64 / 159))
+    assert runs.disagreements(changed, history) == ["accuracy"]
+    assert runs.disagreements(replace(record, macro_f1=0.4), history) == ["macro_f1"]
+    flipped = replace(record, val_predictions=record.val_labels)
+    assert {"accuracy", "curve", "macro_f1"} <= set(runs.disagreements(flipped, history))
 
 
 def test_named_files_and_figures_exist():
-    for kind, path in sources.read_named_files().items():
+    for kind, path in named.read_named_files().paths.items():
         assert (ROOT / path).is_file(), kind
     for name in ("README.md", "experiment_report.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -210,9 +241,19 @@ def test_named_files_and_figures_exist():
         assert shown and all((ROOT / path).is_file() for path in shown)
 
 
+OTHER = {"source": "weights of another kind", "kind": "file", "sha256": "f" * 64}
+
+
+def with_other_weights(path):
+    """A run's record as text, said to have been made with other weights."""
+    record = read_record(path, StudyRecord)
+    return to_json(replace(record, weights=(replace(record.backbone, **OTHER),)))
+
+
 @pytest.fixture
 def other_weights(tmp_path, monkeypatch):
-    """The repository as `make publish` would leave it with other weights: the same runs, all said to come from them."""
+    """The repository as `make publish` would leave it with other weights: the same runs, all said
+    to come from them."""
     shutil.copytree(ROOT / "report", tmp_path / "report")
     shutil.copy(ROOT / "README.md", tmp_path)
     files = {}
@@ -220,26 +261,21 @@ def other_weights(tmp_path, monkeypatch):
         path = tmp_path / entry["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / entry["path"], path)
-        if path.stem.split("_20")[0].endswith("_summary") and entry["notebook"] in sources.MODELS:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            summary["weights"] |= {
-                "source": "weights of another kind",
-                "kind": "file",
-                "sha256": "f" * 64,
-            }
-            path.write_text(json.dumps(summary), encoding="utf-8")
+        if path.stem.split("_20")[0].endswith("_summary") and entry["notebook"] in runs.MODELS:
+            path.write_text(with_other_weights(path), encoding="utf-8")
         files.setdefault(entry["notebook"], []).append(path)
-    for module in (sources, render, publish):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "RUNS", tmp_path / "report/runs.toml")
     return files
 
 
-def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights):
+def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights, tmp_path):
+    other_weights["enough_views"] = []  # made from the values of views
     outdated = publish.drop_outdated(other_weights)
-    assert {"views", "engine"} <= set(outdated) and not set(outdated) & set(sources.MODELS)
+    assert {"views", "engine", "enough_views"} <= set(outdated)
+    assert not set(outdated) & set(runs.MODELS)
     publish.write_runs(other_weights)
-    for path, text in render.render(sources.load_context()).items():
+    for path, text in render.render(sources.load_context(tmp_path)).items():
         if path.name == "README.md":
             text = text.split(render.BEGIN)[1].split(render.END)[0]
         assert "weights of another kind" in text
@@ -247,7 +283,13 @@ def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights)
 
 
 def test_weights_are_found_however_a_file_tells_them(tmp_path):
-    told = {"name": "resnet50", "source": "s", "sha256": "a" * 64}
+    told = {
+        "name": "resnet50",
+        "timm_name": "resnet50",
+        "kind": "file",
+        "source": "s",
+        "sha256": "a" * 64,
+    }
     for number, weights in enumerate([{"resnet50": told}, told, {"resnet50": "s"}, "s"]):
         (tmp_path / f"{number}.json").write_text(json.dumps({"weights": weights}))
     found = [publish.weights_of([tmp_path / f"{number}.json"]) for number in range(4)]
@@ -259,18 +301,45 @@ def test_benchmarks_with_the_same_weights_stay_named():
     assert publish.drop_outdated(dict(files)) == []
 
 
+MACHINE = MachineInfo(
+    device="cpu",
+    precision="torch.bfloat16",
+    processor="p",
+    threads=2,
+    versions={"torch": "8.8"},
+)
+
+
+def made_up_weights(*names):
+    """The same weights under these names."""
+    return tuple(
+        WeightsInfo(
+            name=name, timm_name=name, kind="file", label="m", source="made up", sha256="a" * 64
+        )
+        for name in names
+    )
+
+
+def write_summary(tmp_path, weights):
+    """A comparison's record on insects."""
+    record = RunRecord(
+        kind="compare",
+        data=(DataInfo(name="insects", digest="d"),),
+        weights=weights,
+        machine=MACHINE,
+    )
+    path = tmp_path / "result/compare_summary_20260101_000000.json"
+    path.write_text(to_json(record))
+
+
 def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
     (tmp_path / "result").mkdir()
     monkeypatch.setattr(publish, "ROOT", tmp_path)
-    for part, text in (("summary", '{"data": "insects"}'), ("metrics", "model\n")):
-        (
-            tmp_path
-            / f"result/compare_{part}_20260101_000000.{'json' if part == 'summary' else 'csv'}"
-        ).write_text(text)
+    (tmp_path / "result/compare_metrics_20260101_000000.csv").write_text("model\n")
+    write_summary(tmp_path, made_up_weights("a", "b"))
     name, files = publish.name_benchmark("compare_20260101_000000")
     assert name == "compare/insects" and len(files) == 2
-    three = json.dumps({"data": "insects", "weights": dict.fromkeys("abc", {})})
-    (tmp_path / "result/compare_summary_20260101_000000.json").write_text(three)
+    write_summary(tmp_path, made_up_weights("a", "b", "c"))
     assert publish.name_benchmark("compare_20260101_000000")[0] == "architectures/insects"
     with pytest.raises(publish.UserError, match="no files of views_20260101_000000"):
         publish.name_benchmark("views_20260101_000000")
@@ -281,9 +350,145 @@ def test_the_hash_of_every_named_file_is_its_own():
         assert hashlib.sha256((ROOT / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
 
 
+# ---- views -----------------------------------------------------------------------------------
+
+
+def with_settings(context, **settings):
+    """The same report, its runs made with other settings."""
+    changed = {}
+    for name, run in context.runs.items():
+        record = replace(run.record, settings=replace(run.record.settings, **settings))
+        changed[name] = replace(run, record=record)
+    return replace(context, runs=changed)
+
+
+def test_it_says_how_views_are_used_under_either_rule(context):
+    """Under the rule of the runs, and under the other one; what was measured with other views than
+    the runs says so."""
+    precision = context.runs["resnet50"].record.machine.precision.removeprefix("torch.")
+    fresh = with_settings(context, views=30, rule="cycle")
+    report = report_of(fresh)
+    assert "증강한 뷰를 30벌까지 그려 에포크마다 하나씩 씁니다. 얼린" in report
+    assert f"학습 뷰는 {precision}, 검증 이미지는 fp32로 계산합니다." in report
+    assert "돌려 씁니다. 무작위" not in report
+    assert "헤드만 학습, 뷰 30벌, 시드" in readme_of(fresh)
+    kept = with_settings(context, views=4, rule="clean+cycle")
+    report = report_of(kept)
+    assert "깨끗한 뷰와 무작위 뷰 4벌을 에포크마다 하나씩 차례로 돌려 씁니다." in report
+    assert f"무작위 뷰는 {precision}, 깨끗한 뷰와 검증 이미지는 fp32로 계산합니다." in report
+    assert "이 결과를 본 뒤에 정한 대로 깨끗한 뷰와 무작위 뷰 4벌로 한 것입니다." in report
+    assert "이 결과가 나오기 전의 값" not in report
+    assert "그린 뷰도 많으므로" not in report
+    assert "헤드만 학습, 깨끗한 뷰와 무작위 뷰 4벌, 시드" in readme_of(kept)
+    with pytest.raises(UndefinedError, match="no attribute 'other'"):
+        report_of(with_settings(context, rule="other"))
+
+
+def test_what_was_measured_with_other_views_says_so(context):
+    """Beside runs of 4 kept views, a comparison and a benchmark with 30 fresh ones."""
+    fresh = Settings(views=30, rule="cycle")
+    compared = context.compared_faces
+    roofline = context.roofline
+    kept = replace(
+        with_settings(context, views=4, rule="clean+cycle"),
+        compared_faces=replace(compared, record=replace(compared.record, settings=fresh)),
+        roofline=replace(roofline, record=replace(roofline.record, settings=fresh)),
+    )
+    report = report_of(kept)
+    assert f"{compared.data.n}장, 뷰 30벌." in report
+    assert "*연구의 나눔, 뷰 30벌." in report
+    same = with_settings(kept, views=30, rule="cycle")
+    assert f"{compared.data.n}장." in report_of(same)
+
+
+def test_views_that_passed_beforehand_are_named(context):
+    views = context.views
+    winner = {"scheme": "cycle", "views": 8}
+    record = replace(views.record, facts=views.facts | {"winner": winner})
+    report = report_of(replace(context, views=replace(views, record=record)))
+    assert "그래서 기본값은 **cycle, K = 8** 입니다." in report
+    assert "하나도 통과하지 못했습니다" not in report
+    assert "| cycle | 8 |" in report and "| cycle | 16 |" not in report
+
+
+@pytest.fixture
+def made_up_enough_views(tmp_path):
+    """A benchmark of enough views beside the raw values that it names."""
+    folder = tmp_path / "result/benchmarks"
+    folder.mkdir(parents=True)
+    raw = folder / "views_raw_20260101_000000.npz"
+    raw.write_bytes(b"values")
+    facts = {
+        "raw_sha256": hashlib.sha256(b"values").hexdigest(),
+        "reference": asdict(enough_views.REFERENCE),
+        "pairs": [{"dataset": "d", "model": name} for name in "abc"],
+        "rule": enough_views.RULE,
+        "caveats": list(enough_views.CAVEATS),
+        "default": asdict(enough_views.DEFAULT),
+        "default_passes": True,
+    }
+    record = BenchmarkRecord(kind="enough_views", data=(), weights=(), machine=MACHINE, facts=facts)
+    table = folder / "enough_views_20260101_000000.csv"
+    row = asdict(enough_views.DEFAULT) | {
+        "points": 0.51,
+        "points_low": -0.06,
+        "points_high": 1.06,
+        "worst_points": -0.33,
+        "passes": True,
+    }
+    pd.DataFrame([row | {"scheme": "clean", "views": 0}, row]).to_csv(table, index=False)
+    table.with_suffix(".json").write_text(to_json(record), encoding="utf-8")
+    paths = {
+        ("views", "benchmarks/views_raw"): f"result/benchmarks/{raw.name}",
+        ("enough_views", "benchmarks/enough_views"): f"result/benchmarks/{table.name}",
+    }
+    return named.Named(root=tmp_path, paths=paths)
+
+
+def test_the_pooled_result_of_kept_views_is_told_with_its_caveats(context, made_up_enough_views):
+    found = measured.read_enough_views(made_up_enough_views)
+    lines = report_of(replace(context, enough_views=found)).splitlines()
+    (line,) = [line for line in lines if line.startswith("**짝을 모두 합치면.**")]
+    assert "짝 3개를 합쳐 cycle+clean(K = 4)의 정확도에서 cycle(K = 30)의 정확도를 빼면" in line
+    assert "+0.5 [-0.1, +1.1] %p이고, 짝 하나에서 가장 작은 값은 -0.3 %p입니다." in line
+    assert "아래 끝이 −1%포인트보다 크고, 추정값이 −2%포인트 아래인 짝이 없는 것이며" in line
+    assert "기준을 통과합니다." in line
+    assert "이 자료를 본 뒤에 정했고, 새 자료로 시험하지 않았습니다." in line
+    assert "구간은 확률이 아니어서" in line
+    assert "짝을 모두 합치면" not in report_of(replace(context, enough_views=None))
+
+
+def test_a_pooled_result_of_other_values_is_refused(made_up_enough_views):
+    root = made_up_enough_views.root
+    (table,) = root.glob("result/benchmarks/enough_views_*.csv")
+    rows = pd.read_csv(table)
+    rows.assign(passes=False).to_csv(table, index=False)
+    with pytest.raises(SystemExit, match="disagree on whether the default passes"):
+        measured.read_enough_views(made_up_enough_views)
+    rows[rows.scheme == "clean"].to_csv(table, index=False)
+    with pytest.raises(SystemExit, match="no row of"):
+        measured.read_enough_views(made_up_enough_views)
+    (raw,) = root.glob("result/benchmarks/views_raw_*.npz")
+    raw.write_bytes(b"other values")
+    with pytest.raises(SystemExit, match="made from other values"):
+        measured.read_enough_views(made_up_enough_views)
+    kept = {key: path for key, path in made_up_enough_views.paths.items() if key[0] != "views"}
+    assert measured.read_enough_views(named.Named(root=root, paths=kept)) is None
+
+
+# ---- techniques ------------------------------------------------------------------------------
+
+
+def with_facts(benchmark, rows=None, **facts):
+    """A benchmark with other rows or facts."""
+    record = replace(benchmark.record, facts=benchmark.facts | facts)
+    return replace(benchmark, record=record, rows=benchmark.rows if rows is None else rows)
+
+
 @pytest.fixture
 def made_up_techniques():
-    """A measurement: full fine-tuning gains on every fold, biases vary, MixUp loses it again, CutMix was interrupted."""
+    """A measurement: full fine-tuning gains on every fold, biases vary, MixUp loses it again,
+    CutMix was interrupted."""
     folds = {
         "linear probe": [60, 61, 59, 60, 62],
         "full fine-tuning": [70, 72, 69, 70, 71],
@@ -307,46 +512,38 @@ def made_up_techniques():
         for name, counts in folds.items()
         for fold, k in enumerate(counts)
     ]
-    return {
-        "rows": rows,
-        "path": "result/benchmarks/techniques.csv",
-        "folds": 5,
-        "size": 112,
-        "epochs": 10,
-        "processor": "p",
-        "threads": 2,
-        "settings": {"epochs": 30},
-        "weights": {"m": {"kind": "file", "source": "made up"}},
-        "data": {"d": "digest"},
-        "versions": {"torch": "8.8"},
-        "left_out": {
-            "without_weights": ["vit"],
-            "pairs": [{"dataset": "d", "models": ["n"]}],
-            "incomplete": [
-                {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}
-            ],
-        },
+    left_out = {
+        "without_weights": ["vit"],
+        "pairs": [{"dataset": "d", "models": ["n"]}],
+        "incomplete": [
+            {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}
+        ],
     }
-
-
-def render_techniques(context, monkeypatch, found):
-    """The README and the lines of the report, with the benchmarks `found` by name."""
-    found = {"techniques": None, "techniques_gpu": None} | found
-    monkeypatch.setattr(
-        sources, "read_benchmark", lambda named, name: found[name] and {**found[name]}
+    record = BenchmarkRecord(
+        kind="techniques",
+        data=(DataInfo(name="d", digest="digest"),),
+        weights=made_up_weights("m"),
+        machine=MACHINE,
+        settings=Settings(views=30, rule="cycle"),
+        facts={"folds": 5, "size": 112, "epochs": 10, "left_out": left_out},
     )
-    drawn = {f"{name}/img/{name}": f"img/{name}.png" for name in found}
-    told = context | {
-        "techniques": sources.read_techniques({}),
-        "figures": context["figures"] | drawn,
-    }
-    rendered = render.render(told)
-    return rendered[ROOT / "README.md"], rendered[ROOT / "experiment_report.md"].splitlines()
+    return measured.Benchmark(record=record, rows=rows, path="result/benchmarks/techniques.csv")
 
 
-def test_techniques_are_judged_by_paired_tests(context, monkeypatch, made_up_techniques):
+def render_techniques(context, techniques=None, techniques_gpu=None):
+    """The README and the lines of the report, with these two benchmarks."""
+    drawn = {f"{name}/img/{name}": f"img/{name}.png" for name in ("techniques", "techniques_gpu")}
+    told = replace(
+        context,
+        techniques=technique_results.describe_techniques(techniques, techniques_gpu),
+        figures=context.figures | drawn,
+    )
+    return readme_of(told), report_of(told).splitlines()
+
+
+def test_techniques_are_judged_by_paired_tests(context, made_up_techniques):
     """A technique that gains on every fold is told apart, one that varies is not."""
-    readme, lines = render_techniques(context, monkeypatch, {"techniques": made_up_techniques})
+    readme, lines = render_techniques(context, made_up_techniques)
     assert (
         "백본까지 학습하는 기법 full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
     )
@@ -363,9 +560,11 @@ def test_techniques_are_judged_by_paired_tests(context, monkeypatch, made_up_tec
     assert "-12.0 [-14.1, -9.9], **낮음** (full fine-tuning)" in shown["MixUp"]
     assert "같은 겹에서 견줄 수 없음" in shown["CutMix"] and "(211/240)" in shown["CutMix"]
     place = lines.index("구별된 것은 다음과 같습니다.")
+    gain = "full fine-tuning의 정확도에서 linear probe의 정확도를 빼면 +12.5 [+10.9, +14.1]"
+    fall = "MixUp의 정확도에서 full fine-tuning의 정확도를 빼면 -12.0 [-14.1, -9.9]"
     assert lines[place + 2 : place + 5] == [
-        "- d, m: full fine-tuning의 정확도에서 linear probe의 정확도를 빼면 +12.5 [+10.9, +14.1], **높음**",
-        "- d, m: MixUp의 정확도에서 full fine-tuning의 정확도를 빼면 -12.0 [-14.1, -9.9], **낮음**",
+        f"- d, m: {gain}, **높음**",
+        f"- d, m: {fall}, **낮음**",
         "",
     ]
     assert "| MixUp | full fine-tuning | 1 | 0 | 1 | 0 | -12.0 |" in lines
@@ -382,55 +581,56 @@ def test_techniques_are_judged_by_paired_tests(context, monkeypatch, made_up_tec
 
 
 def of_a_gpu(made_up):
-    """The other machine's: a pair g of its own, of h a technique without its probe, of m MixUp, which the first lacks, and two
-    techniques that it has, one with 3 images more."""
-    rows = made_up["rows"]
-    again = [
-        row
-        | {"correct": row["correct"] + 3 * (row["technique"] == "biases only" and row["fold"] == 1)}
-        for row in rows
-        if row["technique"] in ("CutMix", "biases only")
-    ]
+    """The other machine's: a pair g of its own, of h a technique without its probe, of m MixUp,
+    which the first lacks, and two techniques that it has, one with 3 images more."""
+    rows = made_up.rows
+    again = []
+    for row in rows:
+        more = 3 if row["technique"] == "biases only" and row["fold"] == 1 else 0
+        if row["technique"] in ("CutMix", "biases only"):
+            again.append(row | {"correct": row["correct"] + more})
     mixed = [row for row in rows if row["technique"] == "MixUp"]
     incomplete = [
         {"kind": kind, "dataset": "d", "model": name, "techniques": ["CutMix", "last stage"]}
         for name in ("g", "x")
         for kind in ("tuned", "frozen")
     ]  # of x nothing was measured
-    return made_up | {
-        "rows": [row | {"model": "g"} for row in rows]
-        + [row | {"model": "h"} for row in mixed]
-        + mixed
-        + again
-        + [row | {"model": "frozen here", "kind": "frozen"} for row in rows],
-        "processes": 7,
-        "processor": "a GPU",
-        "versions": {"torch": "9.9"},
-        "path": "result/benchmarks/techniques_gpu.csv",
-        "alone": [
-            {
-                "dataset": "d",
-                "model": "vit",
-                "technique": "full fine-tuning",
-                "images": 64,
-                "seconds": 21.4,
-                "epochs": 10,
-                "trainable": 8642,
-            }
+    alone = {
+        "dataset": "d",
+        "model": "vit",
+        "technique": "full fine-tuning",
+        "images": 64,
+        "seconds": 21.4,
+        "epochs": 10,
+        "trainable": 8642,
+    }
+    found = with_facts(
+        made_up,
+        rows=[
+            *(row | {"model": "g"} for row in rows),
+            *(row | {"model": "h"} for row in mixed),
+            *mixed,
+            *again,
+            *(row | {"model": "frozen here", "kind": "frozen"} for row in rows),
         ],
-        "left_out": {"without_weights": ["vit"], "pairs": [], "incomplete": incomplete},
-    }
-
-
-def test_what_a_gpu_tuned_stands_beside_the_rest(context, monkeypatch, made_up_techniques):
-    made_up = made_up_techniques | {
-        "rows": [row for row in made_up_techniques["rows"] if row["technique"] != "MixUp"]
-    }
-    made_up["left_out"] = made_up["left_out"] | {"pairs": [{"dataset": "d", "models": ["g", "n"]}]}
-    gpu = of_a_gpu(made_up_techniques)
-    readme, lines = render_techniques(
-        context, monkeypatch, {"techniques": made_up, "techniques_gpu": gpu}
+        processes=7,
+        alone=[alone],
+        left_out={"without_weights": ["vit"], "pairs": [], "incomplete": incomplete},
     )
+    machine = replace(MACHINE, processor="a GPU", versions={"torch": "9.9"})
+    record = replace(found.record, machine=machine)
+    return replace(found, record=record, path="result/benchmarks/techniques_gpu.csv")
+
+
+def test_what_a_gpu_tuned_stands_beside_the_rest(context, made_up_techniques):
+    left_out = made_up_techniques.facts["left_out"]
+    made_up = with_facts(
+        made_up_techniques,
+        rows=[row for row in made_up_techniques.rows if row["technique"] != "MixUp"],
+        left_out=left_out | {"pairs": [{"dataset": "d", "models": ["g", "n"]}]},
+    )
+    gpu = of_a_gpu(made_up_techniques)
+    readme, lines = render_techniques(context, made_up, gpu)
     assert (
         "백본까지 학습하는 기법(GPU) full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1."
         in readme
@@ -449,10 +649,8 @@ def test_what_a_gpu_tuned_stands_beside_the_rest(context, monkeypatch, made_up_t
         "a GPU에서 쟀습니다(PyTorch 9.9)" in lines[place + 2]
         and "프로세스 7개가" in lines[place + 2]
     )
-    assert (
-        "d의 m에서는 두 기계가 함께 잰 기법 2가지의 맞힌 수가 400장 가운데 많아야 3장 다릅니다."
-        in lines[place + 2]
-    )
+    both = "d의 m에서는 두 기계가 함께 잰 기법 2가지의 맞힌 수가"
+    assert f"{both} 400장 가운데 많아야 3장 다릅니다." in lines[place + 2]
     (probe,) = [line for line in lines[place:] if line.startswith("| d | g | linear probe |")]
     assert probe.endswith("| 기준 |  | 1,234 |")  # no seconds: seven shared the GPU
     (alone,) = [
@@ -470,14 +668,12 @@ def test_what_a_gpu_tuned_stands_beside_the_rest(context, monkeypatch, made_up_t
     )
     assert not [line for line in lines if "| frozen here |" in line]
     with pytest.raises(SystemExit, match="other data, weights or settings"):
-        render_techniques(
-            context, monkeypatch, {"techniques": made_up, "techniques_gpu": gpu | {"size": 64}}
-        )
+        render_techniques(context, made_up, with_facts(gpu, size=64))
 
 
-def test_what_only_a_gpu_measured_is_shown(context, monkeypatch, made_up_techniques):
+def test_what_only_a_gpu_measured_is_shown(context, made_up_techniques):
     gpu = of_a_gpu(made_up_techniques)
-    _, lines = render_techniques(context, monkeypatch, {"techniques_gpu": gpu})
+    _, lines = render_techniques(context, techniques_gpu=gpu)
     assert "![전이 기법](img/techniques_gpu.png)" in lines and [
         line for line in lines if line.startswith("| d | frozen here |")
     ]
@@ -486,8 +682,29 @@ def test_what_only_a_gpu_measured_is_shown(context, monkeypatch, made_up_techniq
     )
 
 
-def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monkeypatch):
-    """Three models whose predictions are given: rows less columns, bold where the verdict says so, another sign on the other side."""
+# ---- comparisons -----------------------------------------------------------------------------
+
+
+def made_up_scores(name, accuracy):
+    """A row of the table of scores."""
+    other = Score(value=0.5, interval=Interval(low=0.1, high=0.95))
+    return Scores(
+        model=name,
+        baseline="," in name,
+        weights="made up",
+        n=10,
+        folds=5,
+        accuracy_score=replace(other, value=accuracy),
+        log_loss=replace(other, value=1.0),
+        brier=other,
+        macro_f1=other,
+        ece=0.1,
+    )
+
+
+def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path):
+    """Three models whose predictions are given: rows less columns, bold where the verdict says so,
+    another sign on the other side."""
     right = {"a": 9, "b": 6, "c": 5}
     predictions = pd.DataFrame(
         [
@@ -496,48 +713,43 @@ def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monke
             for image in range(10)
         ]
     )
-    scores = {
-        "accuracy_low": 0.1,
-        "accuracy_high": 0.95,
-        "macro_f1": 0.5,
-        "log_loss": 1.0,
-        "ece": 0.1,
-    }
-    metrics = pd.DataFrame(
-        [
-            {"model": name, "accuracy": k / 10, "baseline": "," in name} | scores
-            for name, k in [*right.items(), ("a, k-NN", 9)]
-        ]
-    )
     predictions = pd.concat(
         [predictions, predictions[predictions.model == "a"].assign(model="a, k-NN")]
     )
+    scores = [made_up_scores(name, k / 10) for name, k in [*right.items(), ("a, k-NN", 9)]]
     pairs = [
-        ("a", "b", 0.3, "a better"),
-        ("a", "c", 0.4, "a better"),
-        ("b", "c", 0.1, "indistinguishable"),
+        make_pair("a", "b", 0.3, "a better"),
+        make_pair("a", "c", 0.4, "a better"),
+        make_pair("b", "c", 0.1, "indistinguishable"),
     ]
-    pairs = pd.DataFrame(pairs, columns=["model_a", "model_b", "difference", "verdict"])
-    source = {"kind": "file", "source": "made up"}
-    summary = {
-        "data": "d",
-        "folds": 5,
-        "repeats": 1,
-        "n": 10,
-        "weights": dict.fromkeys("abc", source),
+    record = ComparisonRecord(
+        data=(DataInfo(name="d", digest="digest", n=10),),
+        weights=made_up_weights("a", "b", "c"),
+        machine=MACHINE,
+        settings=context.runs["resnet50"].record.settings,
+        folds=5,
+        repeats=1,
+        fold_hash="f",
+    )
+    (tmp_path / "summary.json").write_text(to_json(record))
+    paths = {("architectures/d", "summary/compare"): "summary.json"}
+    tables = {
+        "metrics": pd.DataFrame([one.row() for one in scores]),
+        "pairs": pd.DataFrame([pair.row() for pair in pairs]),
+        "predictions": predictions,
     }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    named = {("architectures/d", "summary/compare"): "summary.json"}
-    for part, table in (("metrics", metrics), ("pairs", pairs), ("predictions", predictions)):
+    for part, table in tables.items():
         table.to_csv(tmp_path / f"{part}.csv", index=False)
-        named["architectures/d", f"result/compare_{part}"] = f"{part}.csv"
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
-    compared = sources.read_comparison(named, "d", "architectures")
-    told = context | {
-        "architectures": [compared],
-        "figures": context["figures"] | {"architectures/d/img/compare": "img/made_up.png"},
-    }
-    lines = render.render(told)[ROOT / "experiment_report.md"].splitlines()
+        paths["architectures/d", f"result/compare_{part}"] = f"{part}.csv"
+    made_up = named.Named(root=tmp_path, paths=paths)
+    compared = comparisons.read_comparison(made_up, "d", "architectures")
+    assert compared.scores == tuple(scores) and compared.pairs == tuple(pairs)
+    told = replace(
+        context,
+        architectures=(compared,),
+        figures=context.figures | {"architectures/d/img/compare": "img/made_up.png"},
+    )
+    lines = report_of(told).splitlines()
     first = lines.index("| 행 − 열 | a | b | c |")
     assert lines[first + 1 : first + 6] == [
         "|---|---|---|---|",
@@ -548,17 +760,15 @@ def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path, monke
     ]
     assert any("짝 3개 가운데 2개가 구별됩니다" in line for line in lines)
     assert not any("k-NN" in line for line in lines[first - 7 : first])
-    pairs.assign(difference=0.2).to_csv(tmp_path / "pairs.csv", index=False)
+    tables["pairs"].assign(difference=0.2).to_csv(tmp_path / "pairs.csv", index=False)
     with pytest.raises(SystemExit, match="does not follow from their predictions"):
-        sources.read_comparison(named, "d", "architectures")
+        comparisons.read_comparison(made_up, "d", "architectures")
 
 
 def test_confusions_as_frequent_as_the_third_are_told():
-    labels, predictions = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 1], [1, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
-    found = sources.describe_errors(
-        {"val_labels": labels, "val_predictions": predictions, "classes": ["a", "b", "c"]}
-    )
-    assert found["pairs"] == [("a", "b", 3), ("a", "c", 2), ("b", "a", 2), ("c", "b", 2)]
-    assert not sources.describe_errors(
-        {"val_labels": [0, 1], "val_predictions": [0, 1], "classes": ["a", "b"]}
-    )["pairs"]
+    labels = [0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 1]
+    predictions = [1, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
+    found = runs.describe_errors(labels, predictions, ["a", "b", "c"])
+    pairs = [(one.true, one.guess, one.n) for one in found.pairs]
+    assert pairs == [("a", "b", 3), ("a", "c", 2), ("b", "a", 2), ("c", "b", 2)]
+    assert not runs.describe_errors([0, 1], [0, 1], ["a", "b"]).pairs

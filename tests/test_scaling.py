@@ -1,4 +1,7 @@
-"""Growth: the points, their fits, the memory of another process, and going on after an interruption."""
+"""Growth: the points, their fits, the memory of another process, and going on after an
+interruption."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,36 +9,78 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.memory import in_fresh_process
-from benchmarks.results import measure_or_read, unfinished_folder
-from benchmarks.scaling import fold_jobs, plot_scaling, proportional, slope
+from benchmarks.common import benchmark_store, make_point, measured_values, point_key
+from benchmarks.memory import Returned, in_fresh_process
+from benchmarks.scaling import (
+    GROWTH,
+    Drawn,
+    Inputs,
+    Measured,
+    first_folds,
+    fold_jobs,
+    measure_point,
+    plot_scaling,
+    proportional,
+    slope,
+)
 from transferlab import study
 from transferlab.data import load_images
 from transferlab.errors import UserError
+from transferlab.machine import this_machine
+from transferlab.plan import Plan
 
 TINY = "test_resnet.r160_in1k"
+SMALL = replace(
+    GROWTH,
+    model=TINY,
+    small_model=TINY,
+    settings=replace(GROWTH.settings, epochs=1, views=1),
+)
+
+
+CALLED = """
+import subprocess
+import sys
+import time
+
+from transferlab.errors import UserError
+
+
+def allocate(mb):
+    kept = b'x' * (mb * 1_000_000)
+    time.sleep(0.4)
+    return len(kept)
+
+
+def in_child(mb):
+    code = f'import called; called.allocate({mb})'
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def refuse(word):
+    raise UserError(f'no {word} here')
+
+
+def fail():
+    raise SystemExit(3)
+"""
 
 
 @pytest.fixture
 def functions(tmp_path, monkeypatch):
     """A module of functions for other processes to call."""
-    (tmp_path / "called.py").write_text(
-        "import time\nfrom transferlab.errors import UserError\n"
-        "def allocate(mb):\n    kept = b'x' * (mb * 1_000_000)\n    time.sleep(0.4)\n    return len(kept)\n"
-        "def in_child(mb):\n    import subprocess, sys\n"
-        "    subprocess.run([sys.executable, '-c', f'import called; called.allocate({mb})'], check=True)\n"
-        "def refuse(word):\n    raise UserError(f'no {word} here')\n"
-        "def fail():\n    raise SystemExit(3)\n"
-    )
+    (tmp_path / "called.py").write_text(CALLED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
 
 
 def test_the_memory_of_another_process_and_its_children_is_seen(functions):
-    (nothing, base), (returned, peak) = (in_fresh_process("called.allocate", mb) for mb in (0, 300))
-    assert (nothing, returned) == (0, 300_000_000) and base < 100
-    assert peak - base == pytest.approx(300, abs=15)
-    assert in_fresh_process("called.in_child", 200)[1] - base == pytest.approx(200, abs=30)
+    nothing, returned = (in_fresh_process("called.allocate", mb) for mb in (0, 300))
+    base = nothing.peak_mb
+    assert (nothing.value, returned.value) == (0, 300_000_000) and base < 100
+    assert returned.peak_mb - base == pytest.approx(300, abs=15)
+    child = in_fresh_process("called.in_child", 200)
+    assert child.peak_mb - base == pytest.approx(200, abs=30)
 
 
 def test_what_another_process_refuses_is_said_here(functions, capfd):
@@ -48,18 +93,25 @@ def test_what_another_process_refuses_is_said_here(functions, capfd):
 
 def test_a_point_is_measured_once(tmp_path):
     calls = []
+    store = benchmark_store(tmp_path, "scaling")
+    machine = this_machine().info()
+
+    def key(used, code="1"):
+        return point_key("scaling", "a point", used=used, machine=machine, code=code)
+
+    def measure():
+        calls.append(1)
+        return {"seconds": 1.5}
+
     for _ in range(2):
-        found = measure_or_read(
-            tmp_path / "point.json", lambda: calls.append(1) or {"seconds": 1.5}
-        )
-        assert found == {"seconds": 1.5}
+        plan = Plan(points=(make_point(key(["a"]), measure),), store=store)
+        assert [value for _, value in measured_values(plan)] == [{"seconds": 1.5}]
     assert calls == [1]
-    assert unfinished_folder(tmp_path, "scaling", ["a"]) != unfinished_folder(
-        tmp_path, "scaling", ["b"]
-    )
+    assert store.has(key(["a"]))
+    assert not store.has(key(["b"])) and not store.has(key(["a"], code="2"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out"):
-        unfinished_folder(tmp_path / "file", "scaling", [])
+        benchmark_store(tmp_path / "file", "scaling")
 
 
 def test_fits_and_reference_lines_are_those_of_powers():
@@ -71,7 +123,9 @@ def test_fits_and_reference_lines_are_those_of_powers():
 
 def test_folds_times_seeds_are_jobs_of_one_size_that_never_see_their_test_fold():
     labels = torch.arange(120) % 3
-    jobs, tests = fold_jobs(labels, None, None, 4)
+    folds = first_folds(labels, 4)
+    jobs = fold_jobs(Drawn(image_set=None, clean=None, views=None), folds)
+    tests = [fold.test for fold in folds]
     assert (
         len(jobs) == 16 == len({(job.seed, tuple(test.tolist())) for job, test in zip(jobs, tests)})
     )
@@ -109,55 +163,34 @@ def test_every_part_measures_what_it_names(drawn_data, tmp_path, monkeypatch):
 
     def here(function, *arguments):
         asked.append(function.rsplit(".", 1)[1])
-        return getattr(scaling, asked[-1])(*arguments), 500.0
+        return Returned(value=getattr(scaling, asked[-1])(*arguments), peak_mb=500.0)
 
-    monkeypatch.setattr(scaling, "in_fresh_process", here)
-    monkeypatch.setattr(
-        study, "estimate_batchnorm", lambda *images, **options: None
-    )  # only its seconds are of interest here
-    for name in ("epochs", "views"):
-        monkeypatch.setitem(scaling.SETTINGS, name, 1)
-    monkeypatch.setattr(scaling, "MODEL", TINY)
-    monkeypatch.setattr(scaling, "SMALL_MODEL", TINY)
+    # only its seconds are of interest here
+    monkeypatch.setattr(study, "estimate_batchnorm", lambda *images, **options: None)
+    inputs = Inputs(data=drawn_data, weights={TINY: "none"}, cache_dir=str(tmp_path))
     for part, value in (("resolution", 32), ("heads", 2), ("folds", 1), ("images", 60)):
-        found = scaling.measure_point(part, value, drawn_data, {TINY: "none"}, str(tmp_path))
-        assert (
-            found["images"] == (60 if part == "images" else 98) and found["peak_memory_mb"] == 500
-        )
-        assert (
-            found["seconds"]
-            >= sum(found.get(phase, 0) for phase in ("load", "weights", "features", "heads")) - 1e-6
-        )
+        found = measure_point(part, value, inputs, SMALL, call=here)
+        assert found.images == (60 if part == "images" else 98) and found.peak_memory_mb == 500
+        phases = (found.load, found.weights, found.features, found.heads)
+        assert found.seconds >= sum(phase or 0 for phase in phases) - 1e-6
     assert asked == ["run_whole", "keep_features", "run_heads", "run_heads", "run_whole"]
 
 
-def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, capsys):
     calls = []
 
-    def measure_point(part, value, *arguments):
+    def measure(part, value, *arguments):
         calls.append((part, value))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return {"seconds": 0.1 * value, "heads": 0.05, "peak_memory_mb": 400 + value}
+        return Measured(seconds=0.1 * value, heads=0.05, peak_memory_mb=400 + value)
 
-    monkeypatch.setattr(scaling, "measure_point", measure_point)
-    monkeypatch.setattr(scaling, "MODEL", TINY)
-    monkeypatch.setattr(scaling, "POINTS", {"epochs": (30, 300), "folds": (1, 2)})
-    arguments = [
-        "--data",
-        drawn_data,
-        "--weights",
-        "none",
-        "--parts",
-        "folds",
-        "epochs",
-        "folds",
-        "--out",
-        str(tmp_path),
-    ]
+    growth = replace(SMALL, points={"epochs": (30, 300), "folds": (1, 2)})
+    arguments = ["--data", drawn_data, "--weights", "none", "--out", str(tmp_path)]
+    arguments += ["--parts", "folds", "epochs", "folds"]
     with pytest.raises(KeyboardInterrupt):
-        scaling.main(arguments)
-    assert scaling.main(arguments) == 0
+        scaling.main(arguments, growth=growth, measure=measure)
+    assert scaling.main(arguments, growth=growth, measure=measure) == 0
     assert calls == [("folds", 1), ("folds", 2), ("epochs", 30), ("epochs", 30), ("epochs", 300)]
     table = pd.read_csv(next(tmp_path.rglob("scaling_*.csv")))
     points = [["folds", 1, 0.1], ["folds", 4, 0.2], ["epochs", 30, 3], ["epochs", 300, 30]]
@@ -172,7 +205,7 @@ def test_the_figure_has_a_panel_a_part():
         for part in scaling.POINTS
         for x in (10, 100, 1000)
     ]
-    figure = plot_scaling(rows, "drawn")
+    figure = plot_scaling(pd.DataFrame(rows), "drawn")
     assert [axis.get_title() for axis in figure.axes[::2]] == [
         f"{part}: seconds ~ x^1.00, MB ~ x^0.00" for part in scaling.POINTS
     ]
@@ -181,19 +214,7 @@ def test_the_figure_has_a_panel_a_part():
 @pytest.mark.parametrize(
     "wrong, said", [(["--rounds", "0"], "rounds is 0"), (["--data", "nowhere"], "nowhere")]
 )
-def test_bad_input_is_one_clear_line(drawn_data, tmp_path, monkeypatch, wrong, said):
-    monkeypatch.setattr(scaling, "MODEL", TINY)
+def test_bad_input_is_one_clear_line(drawn_data, tmp_path, wrong, said):
+    arguments = ["--data", drawn_data, "--weights", "none", "--parts", "epochs"]
     with pytest.raises(UserError, match=said):
-        scaling.main(
-            [
-                "--data",
-                drawn_data,
-                "--weights",
-                "none",
-                "--parts",
-                "epochs",
-                "--out",
-                str(tmp_path),
-                *wrong,
-            ]
-        )
+        scaling.main([*arguments, "--out", str(tmp_path), *wrong], growth=SMALL)

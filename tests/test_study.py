@@ -1,9 +1,11 @@
-"""The study protocol end to end on drawn images and a tiny backbone, pinned to the ordinary loop."""
+"""The study protocol end to end on drawn images and a tiny backbone, pinned to the ordinary
+loop."""
 
 import copy
 import json
 import time
 import weakref
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -13,28 +15,26 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch.nn import functional as F
 
 from transferlab import features, plots
-from transferlab import study as study_module
 from transferlab.backbones import create_backbone, fold_batchnorm, normalize
-from transferlab.data import load_images, split_images
-from transferlab.features import view_blocks
+from transferlab.data import Fold, everything_fold, load_images, split_images
+from transferlab.errors import UserError
+from transferlab.machine import this_machine
+from transferlab.records import StudyRecord, from_plain, to_json
+from transferlab.store import NO_STORE, Store
 from transferlab.study import Study, freeze_backbone, train_study
-from transferlab.views import anime_views, render_view
+from transferlab.train import Settings
+from transferlab.views import Renderer, faces_augmentation, render_view
 
 TINY = "test_resnet.r160_in1k"
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def fp32_on_the_cpu(monkeypatch):
-    """What is compared to the bit is computed in fp32 on the CPU, also on a machine that could do otherwise."""
-    for module in (features, study_module):
-        monkeypatch.setattr(module, "choose_precision", lambda device: torch.float32)
-    monkeypatch.setattr(study_module, "choose_device", lambda: CPU)
+# What is compared to the bit is computed in fp32 on the CPU, also on a machine that could do
+# otherwise.
+CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def seven_classes(tmp_path_factory):
-    """Drawn polygons with 3 to 9 corners, 4 of each, with the mark of a stand-in and one file that is no image."""
+    """Drawn polygons with 3 to 9 corners, 4 of each, with the mark of a stand-in and one file that
+    is no image."""
     folder = tmp_path_factory.mktemp("polygons")
     (folder / "SYNTHETIC").write_text("drawn by a test\n")
     for corners in range(3, 10):
@@ -49,27 +49,33 @@ def seven_classes(tmp_path_factory):
     return load_images(folder)
 
 
-def make_study(image_set, size=32, **settings):
-    views, indices = (
-        anime_views(size),
-        dict(zip(("train", "val"), split_images(image_set, val_size=0.35, seed=2))),
+class Recorded(Renderer):
+    """Says what it was asked for: (view, how many images)."""
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.asked = []
+
+    def blocks(self, view, indices):
+        self.asked.append((view, len(indices)))
+        return super().blocks(view, indices)
+
+
+def make_study(image_set, size=32, store=NO_STORE, **settings):
+    sizes = {"epochs": 5, "patience": 0, "batch_size": 4, "lr": 1e-2, "hidden": 8, "dropout": 0.5}
+    rule = {"views": 2, "rule": "cycle"}
+    return Study(
+        renderer=Recorded(image_set, faces_augmentation(size), seed=2),
+        fold=split_images(image_set, val_size=0.35, seed=2),
+        settings=Settings(**(sizes | rule | settings)),
+        machine=CPU,
+        seed=2,
+        store=store,
     )
-    settings = {
-        "epochs": 5,
-        "patience": 0,
-        "batch_size": 4,
-        "lr": 1e-2,
-        "views": 2,
-        "hidden": 8,
-        "dropout": 0.5,
-    } | settings
-    return Study(image_set, views, indices, view_blocks(image_set, views, seed=2), settings, 2)
 
 
 def without_seconds(result):
-    return [
-        {name: value for name, value in row.items() if name != "seconds"} for row in result.history
-    ]
+    return [replace(row, seconds=None) for row in result.history]
 
 
 @torch.no_grad()
@@ -81,57 +87,61 @@ def forward_by_eights(lower, images):
 
 
 def ordinary_loop(lower, head, study):
-    """The loop that everybody writes: each epoch renders its view afresh and runs the frozen backbone over it again.
+    """The loop that everybody writes: each epoch renders its view afresh and runs the frozen
+    backbone over it again.
 
     Returns the validation loss and the head's weights after each epoch.
     """
-    s, train, val = study.settings, study.indices["train"], study.indices["val"]
-    y, val_y = study.image_set.labels[train], study.image_set.labels[val]
+    s, train, val = study.settings, study.fold.train, study.fold.val
+    images, augmentation = study.image_set, study.renderer.augmentation
+    y, val_y = images.labels[train], images.labels[val]
     lower.eval()
-    optimizer = torch.optim.Adam(
-        head.parameters(), lr=s["lr"], fused=True
-    )  # the same kernels, so the same rounding
+    # The same kernels, so the same rounding.
+    optimizer = torch.optim.Adam(head.parameters(), lr=s.lr, fused=True)
     torch.manual_seed(study.seed)
     shuffle = torch.Generator().manual_seed(study.seed)
     losses, weights = [], []
-    for epoch in range(s["epochs"]):
-        view = 1 + epoch % s["views"]
-        x = forward_by_eights(
-            lower,
-            render_view(
-                study.image_set, study.views.train, view=view, seed=study.seed, indices=train
-            ),
+    for epoch in range(s.epochs):
+        clean = forward_by_eights(
+            lower, render_view(images, augmentation.clean, view=0, seed=study.seed)
         )
+        view = s.view_of(epoch)
+        x = clean[train]
+        if view:
+            x = forward_by_eights(
+                lower,
+                render_view(images, augmentation.train, view=view, seed=study.seed, indices=train),
+            )
         head.train()
-        for batch in torch.randperm(len(train), generator=shuffle).split(s["batch_size"]):
+        for batch in torch.randperm(len(train), generator=shuffle).split(s.batch_size):
             loss = F.cross_entropy(head(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         head.eval()
-        val_x = forward_by_eights(
-            lower,
-            render_view(study.image_set, study.views.val, view=0, seed=study.seed, indices=val),
-        )
         with torch.no_grad():
-            losses.append(F.cross_entropy(head(val_x), val_y).item())
+            losses.append(F.cross_entropy(head(clean[val]), val_y).item())
         weights.append(copy.deepcopy(head.state_dict()))
     return losses, weights
 
 
-@pytest.mark.parametrize("views", [1, 2, 5])
-def test_a_study_is_the_ordinary_loop_with_views_that_cycle(seven_classes, views):
-    """Equal to the bit, since both put the same images into the same forward batches; only the loop does so every epoch.
+@pytest.mark.parametrize(
+    ("rule", "views"),
+    [("cycle", 1), ("cycle", 2), ("cycle", 5), ("clean+cycle", 0), ("clean+cycle", 2)],
+)
+def test_a_study_is_the_ordinary_loop_with_views_that_cycle(seven_classes, rule, views):
+    """Equal to the bit, since both put the same images into the same forward batches; only the loop
+    does so every epoch.
 
     Both run the folded backbone: what folding itself rounds is bounded in tests/test_backbones.py.
     """
-    study = make_study(seven_classes, views=views)
+    study = make_study(seven_classes, views=views, rule=rule)
     frozen = freeze_backbone(TINY, study, weights="none")
     losses, weights = ordinary_loop(
         fold_batchnorm(frozen.lower), copy.deepcopy(frozen.upper), study
     )
     result, _ = train_study(frozen, study, progress=False)
-    assert [row["val_loss"] for row in result.history] == losses
+    assert [row.val_loss for row in result.history] == losses
     assert result.best_epoch == 1 + losses.index(min(losses))
     expected = weights[result.best_epoch - 1]
     assert all(
@@ -142,22 +152,24 @@ def test_a_study_is_the_ordinary_loop_with_views_that_cycle(seven_classes, views
 
 @pytest.mark.parametrize(("views", "epochs"), [(2, 5), (4, 3)])
 def test_no_view_is_drawn_twice_or_before_it_is_asked_for(seven_classes, views, epochs):
-    study, asked = make_study(seven_classes, views=views, epochs=epochs), []
-
-    def blocks(view, indices):
-        asked.append((view, len(indices)))
-        return study.blocks(view, indices)
-
-    counted = study._replace(blocks=blocks)
-    frozen = freeze_backbone(TINY, counted, weights="none")
+    study = make_study(seven_classes, views=views, epochs=epochs)
+    frozen = freeze_backbone(TINY, study, weights="none")
+    asked = study.renderer.asked
     asked.clear()
-    train_study(frozen, counted, progress=False)
-    n_train, n_val = len(study.indices["train"]), len(study.indices["val"])
-    assert asked == [
-        (0, n_val),
-        (0, n_train),
-        *((1 + k, n_train) for k in range(min(views, epochs))),
-    ]
+    train_study(frozen, study, progress=False)
+    n, n_train = len(seven_classes.labels), len(study.fold.train)
+    assert asked == [(0, n), *((1 + k, n_train) for k in range(min(views, epochs)))]
+
+
+@pytest.mark.parametrize(("views", "random"), [(0, []), (2, [1, 2]), (9, [1, 2, 3, 4])])
+def test_view_0_is_trained_on_without_being_drawn_again(seven_classes, views, random):
+    study = make_study(seven_classes, views=views, rule="clean+cycle")
+    frozen = freeze_backbone(TINY, study, weights="none")
+    study.renderer.asked.clear()
+    train_study(frozen, study, progress=False)
+    n, n_train = len(seven_classes.labels), len(study.fold.train)
+    assert study.renderer.asked == [(0, n), *((view, n_train) for view in random)]
+    assert torch.equal(frozen.features.train(0), frozen.features.clean[study.fold.train])
 
 
 def test_numbers_do_not_depend_on_when_views_are_drawn(seven_classes):
@@ -165,7 +177,7 @@ def test_numbers_do_not_depend_on_when_views_are_drawn(seven_classes):
     frozen = [freeze_backbone(TINY, study, weights="none") for study in (lazy, early)]
     state = torch.get_rng_state()
     for view in (3, 1, 2):
-        frozen[1].draw("train", view)
+        frozen[1].features.train(view)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
     results = [train_study(f, study, progress=False)[0] for f, study in zip(frozen, (lazy, early))]
@@ -180,8 +192,8 @@ def test_the_frozen_part_keeps_every_bit_and_the_head_moves(seven_classes):
     study = make_study(seven_classes)
     frozen = freeze_backbone(TINY, study, weights="none")
     before = {name: tensor.clone() for name, tensor in frozen.model.state_dict().items()}
-    _, provenance = train_study(frozen, study, progress=False)
-    assert provenance["frozen_hash_before"] == provenance["frozen_hash_after"] == frozen.frozen_hash
+    _, record = train_study(frozen, study, progress=False)
+    assert record.frozen_hash_before == record.frozen_hash_after == frozen.frozen_hash
     changed = {
         name
         for name, tensor in frozen.model.state_dict().items()
@@ -198,65 +210,61 @@ def test_a_study_says_what_it_was(seven_classes):
     study = make_study(seven_classes, size=64)
     started = time.perf_counter()
     frozen = freeze_backbone(TINY, study, weights="none")
-    result, provenance = train_study(frozen, study, progress=False)
+    result, record = train_study(frozen, study, progress=False)
     seconds = time.perf_counter() - started
-    assert all(value >= 0 for value in provenance["timings"].values())
-    assert 0 < sum(provenance["timings"].values()) <= seconds
-    assert json.loads(json.dumps(provenance, allow_nan=False)).keys() == provenance.keys()
+    assert all(value >= 0 for value in record.timings.values())
+    assert 0 < record.seconds <= seconds
+    assert set(record.timings) == {"weights", "clean view", "training views", "head"}
+    plain = json.loads(to_json(record))
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert from_plain(StudyRecord, plain) == record
     wanted = {
-        "data_digest",
+        "schema",
+        "kind",
+        "data",
         "split_hash",
         "weights",
         "frozen_hash_before",
         "frozen_hash_after",
         "settings",
         "seed",
-        "device",
-        "precision",
+        "machine",
         "timings",
-        "synthetic",
-        "protocol",
-        "classes",
-        "transforms",
+        "augmentation",
         "head",
         "mean",
         "std",
-        "timm_name",
     }
-    assert wanted <= provenance.keys()
-    assert provenance["synthetic"] and [path for path, _ in provenance["rejected"]] == [
-        "3 corners/bad.png"
-    ]
-    assert provenance["weights"]["kind"] == "random" and (
-        provenance["n_train"],
-        provenance["n_val"],
-    ) == (19, 9)
-    labels = study.image_set.labels[study.indices["val"]]
+    assert wanted <= plain.keys()
+    assert plain["data"][0].keys() >= {"name", "digest", "n", "classes", "synthetic", "rejected"}
+    assert plain["machine"].keys() >= {"device", "precision", "processor", "threads", "versions"}
+    assert plain["weights"][0]["timm_name"] == TINY
+    assert record.dataset.synthetic
+    assert [one.path for one in record.dataset.rejected] == ["3 corners/bad.png"]
+    assert record.backbone.kind == "random" and (record.n_train, record.n_val) == (19, 9)
+    labels = study.image_set.labels[study.fold.val]
     best = result.history[result.best_epoch - 1]
-    assert accuracy_score(labels, provenance["val_predictions"]) == pytest.approx(
-        best["val_acc"], abs=1e-12
+    assert record.best == best and record.last == result.history[-1]
+    assert accuracy_score(labels, record.val_predictions) == pytest.approx(best.val_acc, abs=1e-12)
+    assert record.macro_f1 == pytest.approx(
+        f1_score(labels, record.val_predictions, average="macro")
     )
-    assert provenance["macro_f1"] == pytest.approx(
-        f1_score(labels, provenance["val_predictions"], average="macro")
-    )
-    low, high = provenance["accuracy_interval"]
-    assert 0 <= low <= best["val_acc"] <= high <= 1
+    interval = record.accuracy_interval
+    assert 0 <= interval.low <= best.val_acc <= interval.high <= 1
     with torch.inference_mode():  # the whole model, its best weights in place, says the same
-        images = torch.cat(list(study.blocks(0, study.indices["val"])))
-        assert (
-            frozen.model.eval()(normalize(frozen.model, images)).argmax(dim=1).tolist()
-            == provenance["val_predictions"]
-        )
-    assert provenance["trainable_parameters"] == sum(
+        images = torch.cat(list(study.renderer.blocks(0, study.fold.val)))
+        logits = frozen.model.eval()(normalize(frozen.model, images))
+        assert tuple(logits.argmax(dim=1).tolist()) == record.val_predictions
+    assert record.trainable_parameters == sum(
         p.numel() for p in frozen.model.parameters() if p.requires_grad
     )
 
 
 def test_features_kept_on_disk_change_no_number(seven_classes, tmp_path, monkeypatch):
     results = []
-    for cache_dir in ("", tmp_path, tmp_path):
-        study = make_study(seven_classes)
-        frozen = freeze_backbone(TINY, study, weights="none", cache_dir=cache_dir)
+    for store in (NO_STORE, Store(folder=tmp_path), Store(folder=tmp_path)):
+        study = make_study(seven_classes, store=store)
+        frozen = freeze_backbone(TINY, study, weights="none")
         if results[1:]:
             monkeypatch.setattr(features, "extract", pytest.fail)
         results.append(without_seconds(train_study(frozen, study, progress=False)[0]))
@@ -268,37 +276,30 @@ def test_the_same_tensors_under_another_mean_are_other_features(seven_classes, t
     names = ("efficientnet_lite0.ra_in1k", "tf_efficientnet_lite0.in1k")
     model, _ = create_backbone(names[0], "none")
     torch.save(model.state_dict(), tmp_path / "weights.pth")
-    study = make_study(seven_classes)
-    options = {"weights": tmp_path / "weights.pth"}
-    both = [freeze_backbone(name, study, cache_dir=tmp_path / "kept", **options) for name in names]
+    study, weights = make_study(seven_classes), str(tmp_path / "weights.pth")
+    kept = replace(study, store=Store(folder=tmp_path / "kept"))
+    both = [freeze_backbone(name, kept, weights=weights) for name in names]
     assert both[0].frozen_hash == both[1].frozen_hash
     assert both[0].model.pretrained_cfg["mean"] != both[1].model.pretrained_cfg["mean"]
-    first, second = (frozen.draw("val", 0) for frozen in both)
-    assert torch.equal(
-        second, freeze_backbone(names[1], study, **options).draw("val", 0)
-    ) and not torch.equal(first, second)
+    first, second = (frozen.features.clean for frozen in both)
+    alone = freeze_backbone(names[1], study, weights=weights).features.clean
+    assert torch.equal(second, alone) and not torch.equal(first, second)
 
 
 def test_figures_of_seven_classes(seven_classes):
     study = make_study(seven_classes, epochs=1)
     frozen = freeze_backbone(TINY, study, weights="none")
-    result, provenance = train_study(frozen, study, progress=False)
-    summary, labels = (
-        provenance | {"best": result.history[0]},
-        study.image_set.labels[study.indices["val"]],
-    )
+    result, record = train_study(frozen, study, progress=False)
+    labels = study.image_set.labels[study.fold.val]
     drawn = [
-        plots.plot_class_counts(seven_classes, study.indices),
-        plots.plot_timings([summary]),
-        plots.plot_models([summary]),
-        plots.plot_confusion(labels, torch.tensor(provenance["val_predictions"]), provenance),
+        plots.plot_class_counts(seven_classes, study.fold),
+        plots.plot_timings([record]),
+        plots.plot_models([record]),
+        plots.plot_confusion(labels, torch.tensor(record.val_predictions), record),
         plots.plot_images(
             [*seven_classes.images][:9], list("abcdefghi"), columns=7, heading="two rows"
         ),
-        *(
-            plots.plot_history(result, provenance, kind)
-            for kind in ("loss", "accuracy", "combined")
-        ),
+        *(plots.plot_history(result, record, kind) for kind in ("loss", "accuracy", "combined")),
     ]
     for figure in drawn:
         assert isinstance(figure, plt.Figure)
@@ -312,27 +313,50 @@ def test_figures_of_seven_classes(seven_classes):
 
 
 def test_batchnorm_of_a_random_backbone_counts_every_image_alike_and_never_holds_them_all(
-    seven_classes, monkeypatch
+    seven_classes,
 ):
-    """40 images go in blocks of 20, not of 32 and 8; when one is rendered, only the one before it is still there."""
+    """40 images go in blocks of 20, not of 32 and 8; when one is rendered, only the one before it
+    is still there."""
     study, sizes, alive, seen = make_study(seven_classes), [], [], []
-    study.indices["train"] = study.indices["train"].repeat(2)[:31]  # with 9 validation images 40
+    longer = study.fold.train.repeat(2)[:31]  # with 9 validation images 40
+    fold = replace(study.fold, train=longer)
 
-    def blocks(view, indices):
-        for block in view_blocks(study.image_set, study.views, seed=2)(view, indices):
-            alive.append(sum(reference() is not None for reference in seen))
-            seen.append(weakref.ref(block))
-            sizes.append(len(block))
-            yield block
+    class Watched(Renderer):
+        def blocks(self, view, indices):
+            for block in super().blocks(view, indices):
+                alive.append(sum(reference() is not None for reference in seen))
+                seen.append(weakref.ref(block))
+                sizes.append(len(block))
+                yield block
 
-    frozen = freeze_backbone(TINY, study._replace(blocks=blocks), weights="none")
+    augmentation = study.renderer.augmentation
+    watched = replace(study, fold=fold, renderer=Watched(seven_classes, augmentation, seed=2))
+    frozen = freeze_backbone(TINY, watched, weights="none")
     assert sizes == [20, 20] and max(alive) <= 1
     norm = next(
         module for module in frozen.model.modules() if isinstance(module, torch.nn.BatchNorm2d)
     )
-    everything = torch.cat([*study.indices.values()])
+    everything = torch.cat([fold.train, fold.val])
     x = normalize(
         frozen.model,
-        render_view(study.image_set, study.views.val, view=0, seed=2, indices=everything),
+        render_view(seven_classes, augmentation.clean, view=0, seed=2, indices=everything),
     )
     assert torch.allclose(norm.running_mean, frozen.model.conv1[0](x).mean((0, 2, 3)), atol=1e-4)
+
+
+def test_settings_without_an_epoch_are_refused_before_any_time_is_spent(seven_classes):
+    for settings in ({"epochs": 0}, {"views": 0}):
+        with pytest.raises(UserError, match=f"{next(iter(settings))} is 0"):
+            freeze_backbone("no_such_model", make_study(seven_classes, **settings))
+
+
+def test_a_study_on_a_fold_takes_its_rows(seven_classes):
+    study = make_study(seven_classes)
+    assert study.on(study.fold).fold is study.fold and study.on(study.fold).features is None
+    whole = replace(study, fold=everything_fold(seven_classes))
+    frozen = freeze_backbone(TINY, whole, weights="none")
+    fold = Fold(train=torch.tensor([9, 0, 4]), val=torch.tensor([1]))
+    inner = replace(whole, features=frozen.features).on(fold)
+    assert torch.equal(inner.features.train(1), frozen.features.train(1)[[9, 0, 4]])
+    assert torch.equal(inner.features.clean, frozen.features.clean)
+    assert inner.classes == 7 and inner.labels(fold.train).tolist() == [2, 0, 1]

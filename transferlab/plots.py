@@ -1,45 +1,71 @@
-"""Figures. Colours (Okabe-Ito) stay apart in grey and for colour-blind readers; labels are English."""
+"""Figures. Colours (Okabe-Ito) stay apart in grey and for colour-blind readers; labels are
+English."""
 
+import math
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, f1_score
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+from .data import Fold, ImageSet
+from .heldout import Scores
+from .records import StudyRecord
+from .train import TrainResult
+
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+GREY = "#999999"
 
 
-def describe_run(provenance):
+def describe_data(record: StudyRecord) -> str:
+    """The dataset of a run, and whether it is drawn."""
+    drawn = " (synthetic: drawn pictures)" if record.dataset.synthetic else ""
+    return f"{record.dataset.name}{drawn}"
+
+
+def describe_run(record: StudyRecord) -> str:
     """One line for a figure: model, data (and whether drawn), weights."""
-    data = provenance["data"] + (" (synthetic: drawn pictures)" if provenance["synthetic"] else "")
-    return f"{provenance['model']} | {data} | weights: {provenance['weights']['source'][:70]}"
+    source = record.backbone.source[:70]
+    return f"{record.model} | {describe_data(record)} | weights: {source}"
 
 
-def plot_class_counts(image_set, indices):
-    """Bars of the images per class, for each part of `indices` ({"train": ..., "val": ...})."""
-    counts = {
-        f"{part} ({len(index)})": torch.bincount(image_set.labels[index])
-        for part, index in indices.items()
-    }
-    labels = {
-        "title": f"{image_set.name}{' (synthetic)' * image_set.synthetic}: {len(image_set.labels)} images",
-        "ylabel": "images",
-    }
+def plot_class_counts(image_set: ImageSet, fold: Fold) -> plt.Figure:
+    """Bars of the images per class, for the training and the validation images of a split."""
+    counts = {}
+    for part, index in {"train": fold.train, "val": fold.val}.items():
+        counts[f"{part} ({len(index)})"] = torch.bincount(image_set.labels[index])
+    drawn = " (synthetic)" if image_set.synthetic else ""
     axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(
-        figsize=(7, 3), rot=0, color=[BLUE, ORANGE], **labels
+        figsize=(7, 3),
+        rot=0,
+        color=[BLUE, ORANGE],
+        title=f"{image_set.name}{drawn}: {len(image_set.labels)} images",
+        ylabel="images",
     )
     for bars in axis.containers:
         axis.bar_label(bars)
     return axis.figure
 
 
-def plot_images(images, titles, *, columns, heading):
+def plot_images(
+    images: Sequence[torch.Tensor],
+    titles: Sequence[str],
+    *,
+    columns: int,
+    heading: str,
+) -> plt.Figure:
     """A grid of uint8 images [3, H, W] with their titles."""
-    size = (1.7 * columns, 1.9 * -(-len(images) // columns) + 0.3)
-    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    rows = math.ceil(len(images) / columns)
     figure, axes = plt.subplots(
-        -(-len(images) // columns), columns, figsize=size, layout="constrained", subplot_kw=bare
+        rows,
+        columns,
+        figsize=(1.7 * columns, 1.9 * rows + 0.3),
+        layout="constrained",
+        subplot_kw={"xticks": [], "yticks": [], "frame_on": False},
     )
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(image.permute(1, 2, 0))
@@ -48,219 +74,239 @@ def plot_images(images, titles, *, columns, heading):
     return figure
 
 
-def plot_history(result, provenance, kind):
-    """The learning curves of one run: `kind` is "loss", "accuracy" or "combined" (both side by side)."""
-    kinds = {"loss": ("loss", "cross-entropy (nats)"), "accuracy": ("acc", "accuracy")}
-    kinds = kinds if kind == "combined" else {kind: kinds[kind]}
+def plot_curves(axis: plt.Axes, history: pd.DataFrame, kind: str) -> None:
+    """The curves of one `kind`, "loss" or "accuracy", of a history (a row an epoch) on `axis`."""
+    short = {"loss": "loss", "accuracy": "acc"}[kind]
+    unit = {"loss": "cross-entropy (nats)", "accuracy": "accuracy"}[kind]
+    labels = {
+        f"val_{short}": "validation",
+        f"train_{short}": "train (augmented, dropout)",
+        f"train_{short}_clean": "train (clean, no dropout)",
+    }
+    lines = history[list(labels)].rename(columns=labels)
+    lines.plot(
+        ax=axis,
+        style=[".-", ".--", ".-"],
+        color=[ORANGE, BLUE, BLUE],
+        ylabel=unit,
+        title=kind,
+    )
+
+
+def plot_history(result: TrainResult, record: StudyRecord, kind: str) -> plt.Figure:
+    """The learning curves of one run: `kind` is "loss", "accuracy" or "combined" (both side by
+    side)."""
+    kinds = ["loss", "accuracy"] if kind == "combined" else [kind]
     figure, axes = plt.subplots(
-        1, len(kinds), figsize=(5.2 * len(kinds), 3.6), squeeze=False, layout="constrained"
+        1,
+        len(kinds),
+        figsize=(5.2 * len(kinds), 3.6),
+        squeeze=False,
+        layout="constrained",
     )
     history = pd.DataFrame(result.history).set_index("epoch")
-    labels = ["validation", "train (augmented, dropout)", "train (clean, no dropout)"]
-    for axis, (title, (short, unit)) in zip(axes[0], kinds.items()):
-        lines = history[[f"val_{short}", f"train_{short}", f"train_{short}_clean"]].set_axis(
-            labels, axis=1
-        )
-        lines.plot(
-            ax=axis, style=[".-", ".--", ".-"], color=[ORANGE, BLUE, BLUE], ylabel=unit, title=title
-        )
-        axis.axvline(
-            result.best_epoch, color=GREY, linestyle=":", label=f"best epoch ({result.best_epoch})"
-        )
+    best = f"best epoch ({result.best_epoch})"
+    for axis, one in zip(axes.flat, kinds):
+        plot_curves(axis, history, one)
+        axis.axvline(result.best_epoch, color=GREY, linestyle=":", label=best)
         axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(describe_run(provenance), fontsize=9)
+    figure.suptitle(describe_run(record), fontsize=9)
     return figure
 
 
-def plot_confusion(labels, predictions, provenance):
+def plot_confusion(
+    labels: torch.Tensor, predictions: torch.Tensor, record: StudyRecord
+) -> plt.Figure:
     """The confusion matrix (rows: true class) and the F1 of every class, side by side."""
-    classes = provenance["classes"]
+    classes = record.dataset.classes
+    numbers = range(len(classes))
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)), layout="constrained"
+        1,
+        2,
+        figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)),
+        layout="constrained",
     )
-    display = ConfusionMatrixDisplay(
-        confusion_matrix(labels, predictions, labels=range(len(classes))), display_labels=classes
-    )
+    matrix = confusion_matrix(labels, predictions, labels=numbers)
+    display = ConfusionMatrixDisplay(matrix, display_labels=classes)
     display.plot(ax=left, cmap="Blues", colorbar=False, xticks_rotation=45)
-    scores = f1_score(
-        labels, predictions, average=None, labels=range(len(classes)), zero_division=0
-    )
-    right.bar_label(right.barh(classes, scores, color=BLUE), fmt="%.2f", padding=2)
+    scores = f1_score(labels, predictions, average=None, labels=numbers, zero_division=0)
+    bars = right.barh(classes, scores, color=BLUE)
+    right.bar_label(bars, fmt="%.2f", padding=2)
     right.set(
         xlim=(0, 1.1),
         ylim=(len(classes) - 0.5, -0.5),
         xlabel="F1",
         title=f"macro-F1 {scores.mean():.3f}",
     )
-    figure.suptitle(f"validation, {len(labels)} images | {describe_run(provenance)}", fontsize=9)
+    figure.suptitle(f"validation, {len(labels)} images | {describe_run(record)}", fontsize=9)
     return figure
 
 
-def plot_timings(summaries):
+def plot_timings(records: Sequence[StudyRecord]) -> plt.Figure:
     """Where the time of each run went: a stacked bar of seconds by phase."""
-    seconds = pd.DataFrame({summary["model"]: summary["timings"] for summary in summaries}).T.iloc[
-        ::-1
-    ]
-    labels = {
-        "title": "time by phase",
-        "xlabel": "seconds",
-        "xlim": (0, 1.12 * seconds.sum(axis=1).max()),
-    }
-    colors = [GREY, GREEN, BLUE, ORANGE, "black"]
+    by_model = {record.model: record.timings for record in records}
+    seconds = pd.DataFrame(by_model).T.iloc[::-1]  # the first run on top
+    totals = seconds.sum(axis=1)
     axis = seconds.plot.barh(
-        stacked=True, figsize=(8, 1.6 + 0.45 * len(seconds)), color=colors, **labels
+        stacked=True,
+        figsize=(8, 1.6 + 0.45 * len(seconds)),
+        color=[GREY, GREEN, BLUE, ORANGE, "black"],
+        title="time by phase",
+        xlabel="seconds",
+        xlim=(0, 1.12 * totals.max()),
     )
-    axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in seconds.sum(axis=1)])
+    axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in totals])
     axis.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.3))
     return axis.figure
 
 
-def plot_models(summaries):
-    """Best-epoch validation accuracy of several runs with 95 % Wilson intervals; random weights hatched."""
-    accuracies = [summary["best"]["val_acc"] for summary in summaries]
-    errors = [
-        [abs(a - s["accuracy_interval"][side]) for a, s in zip(accuracies, summaries)]
-        for side in (0, 1)
-    ]
-    hatches = ["///" if summary["weights"]["kind"] == "random" else "" for summary in summaries]
-    labels = [
-        textwrap.fill(f"{s['model']}: {s['weights']['source']}", 58, max_lines=3) for s in summaries
-    ]
-    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.7 * len(summaries)))
-    bars = axis.barh(
-        labels, accuracies, xerr=errors, capsize=3, color="#9ECAE1", edgecolor=BLUE, hatch=hatches
-    )
-    axis.bar_label(bars, [f"{accuracy:.1%}" for accuracy in accuracies], padding=4)
+def plot_models(records: Sequence[StudyRecord]) -> plt.Figure:
+    """Best-epoch validation accuracy of several runs with 95 % Wilson intervals; random weights
+    hatched."""
+    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.7 * len(records)))
+    for record in records:
+        label = textwrap.fill(f"{record.model}: {record.backbone.source}", 58, max_lines=3)
+        accuracy = record.best.val_acc
+        below = accuracy - record.accuracy_interval.low
+        above = record.accuracy_interval.high - accuracy
+        bar = axis.barh(
+            label,
+            accuracy,
+            xerr=[[abs(below)], [abs(above)]],
+            capsize=3,
+            color="#9ECAE1",
+            edgecolor=BLUE,
+            hatch="" if record.backbone.measures_transfer else "///",
+        )
+        axis.bar_label(bar, [f"{accuracy:.1%}"], padding=4)
     axis.invert_yaxis()
     axis.set(
         xlim=(0, 1.15),
         xlabel="accuracy at the best epoch, 95 % interval; hatched: random weights, no transfer",
     )
-    drawn = " (synthetic: drawn pictures)" if summaries[0]["synthetic"] else ""
-    axis.set_title(
-        f"{summaries[0]['data']}{drawn}, {summaries[0]['n_val']} validation images", fontsize=9
-    )
+    first = records[0]
+    axis.set_title(f"{describe_data(first)}, {first.n_val} validation images", fontsize=9)
     return figure
 
 
-def plot_techniques(summary, title):
-    """Accuracy against seconds of a fold, a panel a pair of dataset and model, techniques by number; `summary` as
-    `summarise_techniques` gives it."""
-    pairs, names = (
-        [*summary.groupby(["dataset", "model"], sort=False)],
-        [*summary.technique.unique()],
-    )
+def interval_reach(part: pd.DataFrame) -> pd.DataFrame:
+    """How far the intervals of the accuracies in `part` reach below and above, in points [2, N]."""
+    reach = part[["low", "high"]].sub(part.accuracy, axis=0)
+    return 100 * reach.abs().T
+
+
+def plot_techniques(summary: pd.DataFrame, title: str) -> plt.Figure:
+    """Accuracy against seconds of a fold, a panel a pair of dataset and model, techniques by
+    number; `summary` as `summarise_techniques` gives it."""
+    pairs = list(summary.groupby(["dataset", "model"], sort=False))
+    names = list(summary.technique.unique())
+    numbers = {name: number for number, name in enumerate(names, 1)}
     figure, axes = plt.subplots(
-        1, len(pairs), figsize=(2.5 + 4.5 * len(pairs), 4.6), squeeze=False, layout="constrained"
+        1,
+        len(pairs),
+        figsize=(2.5 + 4.5 * len(pairs), 4.6),
+        squeeze=False,
+        layout="constrained",
     )
-    box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLUE}
-    for axis, ((data, model), part) in zip(axes[0], pairs):
-        errors = part[["low", "high"]].sub(part.accuracy, axis=0).abs().T
-        axis.errorbar(
-            part.seconds, 100 * part.accuracy, 100 * errors, fmt="none", ecolor=GREY, linewidth=1
-        )
-        for row in part.itertuples():  # numbers, since names would lie on each other
-            axis.text(
-                row.seconds,
-                100 * row.accuracy,
-                1 + names.index(row.technique),
-                ha="center",
-                va="center",
-                fontsize=7,
-                bbox=box,
-            )
-        axis.set(
-            xlim=0,
-            xlabel="seconds a fold",
-            ylabel="accuracy (%)",
-            title=f"{data}, n = {part.n.iloc[0]}\n{model}",
-        )
-    axis.text(
+    for axis, ((data, model), part) in zip(axes.flat, pairs):
+        plot_against_seconds(axis, part, numbers)
+        axis.set_title(f"{data}, n = {part.n.iloc[0]}\n{model}")
+    last = axes[0, -1]
+    last.text(
         1.03,
         0.5,
-        "\n".join(map("{} {}".format, range(1, 99), names)),
+        "\n".join(f"{number} {name}" for name, number in numbers.items()),
         va="center",
         fontsize=8,
-        transform=axis.transAxes,
+        transform=last.transAxes,
     )
     figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
 
-def plot_technique_accuracies(summary, title):
-    """Accuracy with its 95 % interval, a panel a pair of dataset and model, for techniques whose seconds tell nothing since they were
-    measured at once; `summary` as `summarise_techniques` gives it."""
-    pairs, names = (
-        [*summary.groupby(["model", "dataset"], sort=False)],
-        [*summary.technique.unique()],
+def plot_against_seconds(axis: plt.Axes, part: pd.DataFrame, numbers: dict[str, int]) -> None:
+    """One panel of `plot_techniques`: a row of `part` is a technique, drawn as its number."""
+    accuracies = 100 * part.accuracy
+    axis.errorbar(
+        part.seconds,
+        accuracies,
+        interval_reach(part),
+        fmt="none",
+        ecolor=GREY,
+        linewidth=1,
     )
-    rows, columns = -(-len(pairs) // 4), min(4, len(pairs))
-    size = (2 + 3 * columns, 1 + (0.7 + 0.25 * len(names)) * rows)
+    for row in part.itertuples():  # numbers, since names would lie on each other
+        axis.text(
+            row.seconds,
+            100 * row.accuracy,
+            numbers[row.technique],
+            ha="center",
+            va="center",
+            fontsize=7,
+            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLUE},
+        )
+    axis.set(xlim=0, xlabel="seconds a fold", ylabel="accuracy (%)")
+
+
+def plot_technique_accuracies(summary: pd.DataFrame, title: str) -> plt.Figure:
+    """Accuracy with its 95 % interval, a panel a pair of dataset and model, for techniques whose
+    seconds tell nothing since they were measured at once; `summary` as `summarise_techniques` gives
+    it."""
+    pairs = list(summary.groupby(["model", "dataset"], sort=False))
+    names = list(summary.technique.unique())
+    rows = math.ceil(len(pairs) / 4)
+    columns = min(4, len(pairs))
+    row_height = 0.7 + 0.25 * len(names)
     figure, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained"
+        rows,
+        columns,
+        figsize=(2 + 3 * columns, 1 + row_height * rows),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_axis_off()
     for axis, ((model, data), part) in zip(axes.flat, pairs):
-        errors = part[["low", "high"]].sub(part.accuracy, axis=0).abs().T
         axis.errorbar(
             100 * part.accuracy,
-            [*map(names.index, part.technique)],
-            xerr=100 * errors,
+            [names.index(name) for name in part.technique],
+            xerr=interval_reach(part),
             fmt="o",
             color=BLUE,
             ecolor=GREY,
         )
-        axis.set(xlabel="accuracy (%)", title=f"{model}\n{data}, n = {part.n.iloc[0]}")
-        axis.title.set_fontsize(9)
-    axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_axis_off()
+        axis.set_xlabel("accuracy (%)")
+        axis.set_title(f"{model}\n{data}, n = {part.n.iloc[0]}", fontsize=9)
+    first = axes[0, 0]
+    first.set_yticks(range(len(names)), names)
+    first.invert_yaxis()
     figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
 
-def plot_audit(findings, kinds, image_set, leaks, heading):
-    """The summary of an audit: findings by kind (a data frame with columns kind, serious), images per class, leak accuracies.
-
-    Leak accuracies are means over repeats of cross-validation, their bars one standard deviation of the repeats.
-    """
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(13, 3 + 0.2 * len(image_set.classes)), layout="constrained"
-    )
-    counts = pd.crosstab(findings["kind"], findings["serious"]).reindex(
-        index=kinds, columns=[True, False], fill_value=0
-    )
-    counts.columns = ["serious", "worth a look"]
-    counts.plot.barh(
-        ax=left, stacked=True, color=[ORANGE, BLUE], xlabel="findings", ylabel="", title="findings"
-    )
-    left.bar_label(left.containers[-1], [f" {total}" for total in counts.sum(axis=1)])
-    left.invert_yaxis()
-    left.margins(x=0.15)
-    sizes = torch.bincount(image_set.labels).tolist()
-    middle.bar_label(middle.barh(image_set.classes, sizes, color=BLUE), padding=2)
-    middle.set(xlabel="images", ylim=(len(sizes) - 0.5, -0.5), title="images per class")
-    middle.margins(x=0.15)
-    for place, leak in enumerate(leaks):
-        for side, (name, color) in enumerate({"random": GREY, "grouped": ORANGE}.items()):
-            accuracies, label = getattr(leak, name), f"{name} folds" if place == 0 else None
-            bar = right.bar(
-                place + 0.4 * side - 0.2,
-                accuracies.mean(),
-                0.38,
-                yerr=accuracies.std(ddof=1),
-                color=color,
-                label=label,
-            )
-            right.bar_label(bar, fmt="{:.1%}", padding=2)
-    right.set(ylim=(0, 1.15), ylabel="accuracy", title="leaks" if leaks else "leaks: not measured")
-    right.set_xticks(
-        range(len(leaks)), [f"by {leak.grouping}\n{leak.images} images" for leak in leaks]
-    )
-    if leaks:
-        right.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
-    drawn = " (synthetic: drawn pictures)" * image_set.synthetic
-    figure.suptitle(
-        f"{image_set.name}{drawn}, {len(image_set.labels)} images\n{heading}", fontsize=9
-    )
+def plot_comparison(scores: Sequence[Scores], title: str) -> plt.Figure:
+    """Accuracies with their intervals, models in blue, baselines in grey, directly labelled."""
+    figure, axis = plt.subplots(figsize=(8, 1.5 + 0.4 * len(scores)), layout="constrained")
+    from_below = scores[::-1]
+    for place, score in enumerate(from_below):
+        colour = GREY if score.baseline else BLUE
+        marker = "s" if score.baseline else "o"
+        low = 100 * score.accuracy_interval.low
+        high = 100 * score.accuracy_interval.high
+        accuracy = 100 * score.accuracy
+        axis.plot([low, high], [place, place], color=colour, linewidth=2)
+        axis.plot(accuracy, place, marker, color=colour)
+        axis.text(
+            accuracy,
+            place + 0.15,
+            f"{accuracy:.1f}",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )
+    axis.set_yticks(range(len(scores)), [score.model for score in from_below])
+    axis.set_xlabel("accuracy on held-out folds (%), 95 % interval over images")
+    axis.set_ylim(-0.6, len(scores) - 0.2)
+    figure.suptitle(title, fontsize=8)
     return figure

@@ -1,170 +1,210 @@
-"""The study protocol for one backbone, start to end: freeze it, keep its features, train the head, describe the run."""
+"""The study protocol for one backbone: freeze it, keep its features, train the head, record it."""
 
-from collections import namedtuple
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.metrics import f1_score
+from torch import nn
 
-from .artifacts import split_hash
 from .backbones import (
-    choose_device,
-    choose_precision,
+    count_parameters,
     create_backbone,
     estimate_batchnorm,
     make_head,
     set_head,
     split_features,
-    state_hash,
 )
-from .errors import UserError
-from .features import feature_drawer, timed
+from .data import Fold, ImageSet
+from .features import Features, FoldFeatures, features_of
+from .machine import Clock, Machine
 from .metrics import accuracy_interval
-from .train import evaluate, train
-
-# What all backbones of one study share. views: `Views`; indices: {"train": int64 [N], "val": int64 [M]}; blocks(view,
-# indices): as `view_blocks` makes it; settings: epochs, patience, batch_size, lr, views, hidden, dropout.
-Study = namedtuple("Study", "image_set views indices blocks settings seed")
-
-# The study's settings, but for the number of views.
-STUDY_SETTINGS = {
-    "epochs": 30,
-    "patience": 5,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "hidden": 512,
-    "dropout": 0.5,
-}
-
-# One backbone, frozen: the whole model, its two parts, `draw(part, view)` for its features, and the seconds by phase.
-Frozen = namedtuple("Frozen", "model lower upper info draw frozen_hash timings")
+from .pretrained import WeightsInfo, state_hash
+from .records import (
+    HeadInfo,
+    StudyRecord,
+    data_info,
+    hash_of_split,
+    highest_epoch,
+)
+from .store import NO_STORE, Store
+from .train import Settings, TrainData, TrainResult, evaluate, train
+from .views import BLOCK, Renderer
 
 
-def freeze_backbone(name, study, *, weights="auto", cache_dir=""):
-    """Creates a backbone with the study's head on it and freezes all but the head -> Frozen.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """What all backbones of one study share."""
+
+    renderer: Renderer  # the images, the augmentation, and the seed of the views
+    fold: Fold
+    settings: Settings
+    machine: Machine
+    seed: int  # of the head, the order and the dropout
+    store: Store = NO_STORE  # keeps features between runs
+    features: Features | FoldFeatures | None = None  # at the cut "features", where they are kept
+
+    @property
+    def image_set(self) -> ImageSet:
+        """The decoded images."""
+        return self.renderer.image_set
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.image_set.classes)
+
+    def labels(self, index: torch.Tensor) -> torch.Tensor:
+        """The labels of those images, int64 [n]."""
+        return self.image_set.labels[index]
+
+    def on(self, fold: Fold) -> "Study":
+        """The same on a fold of its training images."""
+        features = self.features.on(fold) if isinstance(self.features, Features) else None
+        return replace(self, fold=fold, features=features)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frozen:
+    """One backbone with the study's head on it, all but the head frozen."""
+
+    model: nn.Module  # the whole
+    lower: nn.Module  # its frozen part
+    upper: nn.Module  # its head
+    info: WeightsInfo
+    features: Features
+    frozen_hash: str  # of the frozen part, before any training
+    clock: Clock
+
+
+def seeded_head(in_features: int, study: Study) -> nn.Sequential:
+    """The head as the study's settings and seed say: always the same one."""
+    return make_head(
+        in_features,
+        study.classes,
+        hidden=study.settings.hidden,
+        dropout=study.settings.dropout,
+        seed=study.seed,
+    )
+
+
+def settle_batchnorm(model: nn.Module, study: Study) -> None:
+    """Estimates a random backbone's BatchNorm statistics on all clean images: no label is seen."""
+    everything = torch.cat([study.fold.train, study.fold.val])
+    parts = everything.tensor_split(-(-len(everything) // BLOCK))  # of one size: each counts alike
+    blocks = (block for part in parts for block in study.renderer.blocks(0, part))
+    estimate_batchnorm(model, blocks, device=study.machine.device)
+
+
+def freeze_backbone(name: str, study: Study, *, weights: str = "auto") -> Frozen:
+    """Creates a backbone with the study's head on it and freezes all but the head.
 
     Raises:
         UserError: as `create_backbone`; fewer than one epoch or view.
     """
-    if min(study.settings["epochs"], study.settings["views"]) < 1:
-        raise UserError(
-            f"epochs is {study.settings['epochs']} and views {study.settings['views']}: give 1 or more of each"
-        )
-    timings, settings, device = {}, study.settings, choose_device()
-    sizes = {"hidden": settings["hidden"], "dropout": settings["dropout"], "seed": study.seed}
-    with timed(timings, "weights"):
+    study.settings.check()
+    clock = Clock()
+    with clock.phase("weights"):
         model, info = create_backbone(name, weights)
-        set_head(
-            model, make_head(model.head_hidden_size, len(study.image_set.classes), **sizes)
-        ).to(device)
-        if info.kind == "random":  # on all clean images: no label is seen
-            everything = torch.cat([*study.indices.values()])
-            parts = everything.tensor_split(
-                -(-len(everything) // 32)
-            )  # of one size: each counts the same
-            estimate_batchnorm(
-                model, (block for part in parts for block in study.blocks(0, part)), device=device
-            )
+        set_head(model, seeded_head(model.head_hidden_size, study))
+        model.to(study.machine.device)
+        if not info.measures_transfer:
+            settle_batchnorm(model, study)
         lower, upper = split_features(model)
-    key = {
-        "data": study.image_set.digest,
-        "views": [*map(repr, study.views)],
-        "seed": study.seed,
-        "model": info.timm_name,
-    }
-    draw = feature_drawer(
-        lower, study.blocks, study.indices, key, cache_dir=cache_dir, timings=timings
+    features = features_of(
+        lower,
+        study.renderer,
+        study.fold.train,
+        model=info.timm_name,
+        machine=study.machine,
+        clock=clock,
+        store=study.store,
     )
-    return Frozen(model, lower, upper, info, draw, state_hash(lower), timings)
+    return Frozen(
+        model=model,
+        lower=lower,
+        upper=upper,
+        info=info,
+        features=features,
+        frozen_hash=state_hash(lower),
+        clock=clock,
+    )
 
 
-def train_study(frozen, study, *, progress=True):
-    """Trains the head of a frozen backbone by the study protocol -> (TrainResult, provenance).
+def announce_time(frozen: Frozen, study: Study) -> None:
+    """Says how long the random views will take at most, where that is known and long."""
+    seconds = frozen.clock.seconds.get("clean view")  # absent where it has come from disk
+    settings = study.settings
+    if seconds is None or study.machine.device.type != "cpu":
+        return
+    asked = {settings.view_of(epoch) for epoch in range(settings.epochs)} - {0}
+    share = len(study.fold.train) / len(study.image_set.labels)
+    longest = seconds * share * len(asked)
+    name = frozen.info.name
+    print(f"{name}: the training views will take {longest:.0f} s at most on this CPU")
 
-    Epoch e trains on view 1 + e % views, drawn when first asked for. The default of 30 is a fresh view every epoch: with fewer,
-    no accuracy was shown to stay within 1 point of it (benchmarks.views). The model of `frozen` ends with its best weights.
+
+def train_study(
+    frozen: Frozen, study: Study, *, progress: bool = True
+) -> tuple[TrainResult, StudyRecord]:
+    """Trains the head of a frozen backbone by the study protocol, from its seeded start.
+
+    Epoch e trains on the view that `Settings.view_of` names, drawn when first asked for. The model
+    of `frozen` ends with its best weights.
     """
-    draw, timings, settings = frozen.draw, frozen.timings, study.settings
-    labels = {part: study.image_set.labels[index] for part, index in study.indices.items()}
-
-    def view_of(epoch):
-        return draw("train", 1 + epoch % settings["views"])
-
-    val_x = draw("val", 0)
-    if (
-        choose_device().type == "cpu" and "validation images" in timings
-    ):  # they may have come from disk
-        seconds = (
-            timings["validation images"]
-            * len(labels["train"])
-            / len(val_x)
-            * (min(settings["views"], settings["epochs"]) + 1)
-        )
-        print(
-            f"{frozen.info.name}: the training views will take {seconds:.0f} s at most on this CPU"
-        )
-    clean_x = draw("train", 0)
-    before = sum(timings.values())
-    with timed(timings, "head"):
-        options = {name: settings[name] for name in ("epochs", "patience", "batch_size", "lr")} | {
-            "seed": study.seed
-        }
-        result = train(
-            frozen.upper,
-            view_of,
-            labels["train"],
-            val_x,
-            labels["val"],
-            clean_x=clean_x,
-            progress=progress,
-            **options,
-        )
-    timings["head"] -= (
-        sum(seconds for phase, seconds in timings.items() if phase != "head") - before
-    )  # views drawn meanwhile
-    return result, describe_study(
-        frozen, study, evaluate(frozen.upper, val_x, labels["val"]), labels["val"]
+    features = frozen.features
+    fold = study.fold
+    start = seeded_head(frozen.model.head_hidden_size, study)
+    frozen.upper.load_state_dict(start.state_dict())
+    clean = features.clean
+    announce_time(frozen, study)
+    data = TrainData(
+        view_of=lambda epoch: features.train(study.settings.view_of(epoch)),
+        labels=study.labels(fold.train),
+        clean_x=clean[fold.train],
+        val_x=clean[fold.val],
+        val_y=study.labels(fold.val),
     )
+    with frozen.clock.phase("head"):
+        result = train(frozen.upper, data, study.settings, seed=study.seed, progress=progress)
+    return result, describe_study(frozen, study, result)
 
 
-def describe_study(frozen, study, val, val_labels):
-    """The provenance of a run: data, split, weights, settings, scores on validation, whether the frozen part stayed so."""
-    image_set, head = study.image_set, frozen.upper
-    correct, device = (
-        int((val["predictions"] == val_labels).sum()),
-        next(frozen.lower.parameters()).device,
+def describe_study(frozen: Frozen, study: Study, result: TrainResult) -> StudyRecord:
+    """The record of a run: data, split, weights, settings, scores on validation, whether the
+    frozen part stayed so."""
+    fold = study.fold
+    head = frozen.upper
+    val_labels = study.labels(fold.val)
+    val = evaluate(head, frozen.features.clean[fold.val], val_labels)
+    correct = int((val.predictions == val_labels).sum())
+    macro_f1 = f1_score(val_labels, val.predictions, average="macro")
+    config = frozen.model.pretrained_cfg
+    return StudyRecord(
+        data=(data_info(study.image_set),),
+        weights=(frozen.info,),
+        machine=study.machine.info(),
+        settings=study.settings,
+        seed=study.seed,
+        augmentation=study.renderer.augmentation.info(),
+        split_hash=hash_of_split(study.image_set, fold),
+        n_train=len(fold.train),
+        n_val=len(fold.val),
+        head=HeadInfo(
+            in_features=head[0].in_features, hidden=head[0].out_features, dropout=head[2].p
+        ),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        parameters=count_parameters(frozen.model),
+        trainable_parameters=count_parameters(head),
+        frozen_hash_before=frozen.frozen_hash,
+        frozen_hash_after=state_hash(frozen.lower),
+        val_labels=tuple(val_labels.tolist()),
+        val_predictions=tuple(val.predictions.tolist()),
+        accuracy_interval=accuracy_interval(correct, len(val_labels)),
+        macro_f1=float(macro_f1),
+        timings=dict(frozen.clock.seconds),
+        epochs_run=len(result.history),
+        best=result.best,
+        last=result.history[-1],
+        highest=highest_epoch(result),
     )
-    return {
-        "model": frozen.info.name,
-        "timm_name": frozen.info.timm_name,
-        "weights": frozen.info._asdict(),
-        "protocol": "study",
-        "data": image_set.name,
-        "data_digest": image_set.digest,
-        "synthetic": image_set.synthetic,
-        "rejected": image_set.rejected,
-        "classes": image_set.classes,
-        "split_hash": split_hash(image_set, *study.indices.values()),
-        "n_train": len(study.indices["train"]),
-        "n_val": len(val_labels),
-        "settings": study.settings,
-        "seed": study.seed,
-        "head": {
-            "in_features": head[0].in_features,
-            "hidden": head[0].out_features,
-            "dropout": head[2].p,
-        },
-        "transforms": {name: repr(transform) for name, transform in study.views._asdict().items()},
-        "mean": frozen.model.pretrained_cfg["mean"],
-        "std": frozen.model.pretrained_cfg["std"],
-        "parameters": sum(p.numel() for p in frozen.model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in head.parameters()),
-        "frozen_hash_before": frozen.frozen_hash,
-        "frozen_hash_after": state_hash(frozen.lower),
-        "device": device.type,
-        "accuracy_interval": accuracy_interval(correct, len(val_labels)),
-        "val_predictions": val["predictions"].tolist(),
-        "val_labels": val_labels.tolist(),
-        "macro_f1": float(f1_score(val_labels, val["predictions"], average="macro")),
-        "precision": str(choose_precision(device)),
-        "timings": dict(frozen.timings),
-    }

@@ -1,35 +1,34 @@
-"""Transfer techniques: what trains, at which rates, in which phases. Each is a few lines on `split_at` and `train`."""
+"""Transfer techniques: what trains, at which rates, in which phases. Each is a few lines on
+`split_at` and `train`."""
 
 import math
-from collections import namedtuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from .backbones import (
-    choose_device,
-    choose_precision,
-    classifier_name,
-    fold_batchnorm,
-    make_head,
-    set_head,
-    split_at,
-)
+from .backbones import classifier_name, fold_batchnorm, set_head, split_at
 from .errors import UserError
 from .features import extract
-from .metrics import accuracy_interval, corrected_resampled_t, verdicts
-from .train import train
+from .metrics import PairedTest, accuracy_interval, corrected_resampled_t, verdicts
+from .study import Study, seeded_head
+from .train import Recipe, TrainData, TrainResult, train
 
-# What a technique works on. blocks(view, indices): as `view_blocks` makes it; labels int64 [N] of all images; indices: {"train":
-# int64, "val": int64}; classes: how many; epochs: of the whole technique; views: used in turn; seed: of the head, the order and
-# the dropout; draw(part, view): features at the cut "features", as `feature_drawer` makes it, or None: they are computed then.
-Task = namedtuple("Task", "blocks labels indices classes epochs views seed draw", defaults=(None,))
+BATCHNORM = (nn.modules.batchnorm._BatchNorm,)
+NORMALISATION = (*BATCHNORM, nn.LayerNorm, nn.GroupNorm)
+TUNING_RATE = 1e-4  # of a pretrained backbone; a head starts at random and takes ten times that
 
 
-def stages(model):
-    """The names of a timm model's stages, the first first, e.g. ["layer1", "layer2", "layer3", "layer4"]; of a ViT its blocks.
+# ---- what techniques are made of -------------------------------------------------------------
+
+
+def stages(model: nn.Module) -> list[str]:
+    """The names of a timm model's stages, the first first, e.g. ["layer1", "layer2", "layer3",
+    "layer4"]; of a ViT its blocks.
 
     They are the parts of several layers beside the one that gives the last feature map.
 
@@ -37,245 +36,301 @@ def stages(model):
         UserError: the model has none (a VGG is one flat row of layers).
     """
     place = model.feature_info[-1]["module"].rpartition(".")[0]
-    children = [
-        (f"{place}.{name}".removeprefix("."), child)
-        for name, child in model.get_submodule(place).named_children()
-    ]
-    layers = {
-        name: sum(isinstance(part, (nn.Conv2d, nn.Linear)) for part in child.modules())
-        for name, child in children
-    }
-    found = [name for name, count in layers.items() if count > 1 and name != classifier_name(model)]
+    found = []
+    for child_name, child in model.get_submodule(place).named_children():
+        name = f"{place}.{child_name}".removeprefix(".")
+        layers = [part for part in child.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        if len(layers) > 1 and name != classifier_name(model):
+            found.append(name)
     if not found:
-        raise UserError(
-            "this model has no stages: choose a technique that trains the head or all of it"
-        )
+        advice = "choose a technique that trains the head or all of it"
+        raise UserError(f"this model has no stages: {advice}")
     return found
 
 
-def linear_head(model, task):
+def linear_head(model: nn.Module, study: Study) -> nn.Module:
     """Puts one linear layer in place of the classifier -> model."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(task.seed)
-        head = nn.Sequential(nn.Linear(model.head_hidden_size, task.classes))
+        torch.default_generator.manual_seed(study.seed)
+        head = nn.Sequential(nn.Linear(model.head_hidden_size, study.classes))
     return set_head(model, head)
 
 
-def study_head(model, task):
+def study_head(model: nn.Module, study: Study) -> nn.Module:
     """Puts the study's head in place of the classifier -> model."""
-    return set_head(model, make_head(model.head_hidden_size, task.classes, seed=task.seed))
+    return set_head(model, seeded_head(model.head_hidden_size, study))
 
 
-def fit(model, cut, task, *, first=0, trains=None, **options):
-    """Cuts the model at `cut` and trains what lies above on the activations there -> TrainResult.
+def changed(study: Study, **settings: Any) -> Study:
+    """The same study with some of its settings changed."""
+    return replace(study, settings=replace(study.settings, **settings))
 
-    Epoch e takes view 1 + (first + e) % views, so that a later phase goes on where the one before has ended. `trains(name)` says
-    of a parameter of the model whether it trains (default: all above the cut); `options` are those of `train`. Training views
-    are computed in the precision of the machine, the others in fp32.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activations:
+    """What a frozen part gives for the images of a fold; at the cut "input" the images."""
+
+    lower: nn.Module | None  # BatchNorm folded; None at the cut "input"
+    study: Study
+
+    def of(self, index: torch.Tensor, view: int) -> torch.Tensor:
+        """A view of those images [n, ...]: the clean one in fp32, others in the precision of the
+        machine."""
+        machine = self.study.machine
+        blocks = self.study.renderer.blocks(view, index)
+        if self.lower is None:
+            return torch.cat([*blocks])
+        precision = machine.precision if view else torch.float32
+        return extract(self.lower, blocks, machine=machine, precision=precision)
+
+
+def activations_at(lower: nn.Module, cut: str, study: Study, first: int) -> TrainData:
+    """What is trained on at a cut, computed as it is asked for; at "features" what is kept."""
+    fold = study.fold
+    settings = study.settings
+    if cut == "features" and study.features is not None:
+        kept = study.features
+        return TrainData(
+            view_of=lambda epoch: kept.train(settings.view_of(first + epoch)),
+            labels=study.labels(fold.train),
+            clean_x=kept.clean[fold.train],
+            val_x=kept.clean[fold.val],
+            val_y=study.labels(fold.val),
+        )
+    folded = None if cut == "input" else fold_batchnorm(lower)
+    activations = Activations(lower=folded, study=study)
+    clean = activations.of(fold.train, 0)
+
+    def view_of(epoch: int) -> torch.Tensor:
+        view = settings.view_of(first + epoch)
+        return activations.of(fold.train, view) if view else clean
+
+    return TrainData(
+        view_of=view_of,
+        labels=study.labels(fold.train),
+        clean_x=clean,
+        val_x=activations.of(fold.val, 0),
+        val_y=study.labels(fold.val),
+    )
+
+
+def fit(
+    model: nn.Module,
+    cut: str,
+    study: Study,
+    *,
+    first: int = 0,
+    trains: Callable[[str], bool] | None = None,
+    recipe: Recipe | None = None,
+) -> TrainResult:
+    """Cuts the model at `cut` and trains what lies above on the activations there.
+
+    Epoch e takes the view of epoch `first` + e, so that a later phase goes on where the one before
+    has ended. `trains(name)` says of a parameter of the model whether it trains (default: all
+    above the cut).
     """
-    device, labels = (
-        choose_device(),
-        {part: task.labels[index] for part, index in task.indices.items()},
-    )
-    lower, upper = split_at(model.to(device), cut)
-    draw = task.draw if cut == "features" else None
-    folded = None if draw else fold_batchnorm(lower)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and (trains is None or trains(name)))
-
-    def activations(part, view, precision=torch.float32):
-        if draw:
-            return draw(part, view)
-        blocks = task.blocks(view, task.indices[part])
-        return (
-            torch.cat([*blocks])
-            if cut == "input"
-            else extract(folded, blocks, device=device, precision=precision)
-        )
-
-    def view_of(epoch):
-        return activations("train", 1 + (first + epoch) % task.views, choose_precision(device))
-
-    options = {
-        "epochs": task.epochs,
-        "seed": task.seed,
-        "clean_x": activations("train", 0),
-    } | options
-    return train(upper, view_of, labels["train"], activations("val", 0), labels["val"], **options)
+    lower, upper = split_at(model.to(study.machine.device), cut)
+    if trains:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and trains(name))
+    data = activations_at(lower, cut, study, first)
+    return train(upper, data, study.settings, seed=study.seed, recipe=recipe)
 
 
-def warmup_cosine(total, warmup):
-    """A schedule over `total` steps: up to 1 in `warmup` of them, then down to 0 by a half cosine (Loshchilov & Hutter 2017)."""
+def warmup_cosine(total: int, warmup: int) -> Callable[[int], float]:
+    """A schedule over `total` steps: up to 1 in `warmup` of them, then down to 0 by a half cosine
+    (Loshchilov & Hutter 2017)."""
     falling = max(1, total - warmup)
-    return lambda step: (
-        (step + 1) / warmup
-        if step < warmup
-        else (1 + math.cos(math.pi * (step - warmup) / falling)) / 2
-    )
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        turn = math.pi * (step - warmup) / falling
+        return (1 + math.cos(turn)) / 2
+
+    return factor
 
 
-def steps_of(task, batch_size=32):
-    """The steps of all epochs of a task."""
-    return task.epochs * -(-len(task.indices["train"]) // batch_size)
+def steps_of(study: Study) -> int:
+    """The steps of all epochs of a study."""
+    settings = study.settings
+    batches = math.ceil(len(study.fold.train) / settings.batch_size)
+    return settings.epochs * batches
 
 
-def layer_rates(model, *, lr, decay):
-    """Groups of parameters for `train`: `lr` for the head, times `decay` for every stage further down (Howard & Ruder 2018,
-    ACL, section 3.2), the stem lowest."""
-    groups, depth, names = {}, 0, stages(model)
+def layer_rates(model: nn.Module, *, lr: float, decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters: `lr` for the head, times `decay` for every stage further down (Howard &
+    Ruder 2018, ACL, section 3.2), the stem lowest."""
+    names = stages(model)
+    top = len(names) + 1
+    head = f"{classifier_name(model)}."
+    groups: dict[int, list[nn.Parameter]] = {}
+    depth = 0
     for name, parameter in model.named_parameters():
-        found = [place for place, stage in enumerate(names, 1) if name.startswith(f"{stage}.")]
-        depth = (
-            len(names) + 1
-            if name.startswith(f"{classifier_name(model)}.")
-            else max([depth, *found])
-        )
+        if name.startswith(head):
+            depth = top
+        for place, stage in enumerate(names, 1):
+            if name.startswith(f"{stage}."):
+                depth = max(depth, place)
         groups.setdefault(depth, []).append(parameter)
     return [
-        {"params": parameters, "lr": lr * decay ** (len(names) + 1 - depth)}
+        {"params": parameters, "lr": lr * decay ** (top - depth)}
         for depth, parameters in groups.items()
     ]
 
 
-def two_rates(model):
-    """Groups of parameters for `train`: the head, which starts at random, at `train`'s own rate, the rest at a tenth of that."""
+def two_rates(model: nn.Module) -> list[dict[str, Any]]:
+    """Groups of parameters: the head, which starts at random, at the study's own rate, the rest at
+    a tenth of that."""
     head = [*model.get_classifier().parameters()]
-    return [
-        {"params": head},
-        {
-            "params": [p for p in model.parameters() if all(p is not one for one in head)],
-            "lr": 1e-4,
-        },
-    ]
+    in_head = {id(parameter) for parameter in head}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in in_head]
+    return [{"params": head}, {"params": rest, "lr": TUNING_RATE}]
 
 
-def head_or(model, kinds=(), names=()):
-    """Makes `trains(name)` for `fit`: true of the head, of parameters of modules of these `kinds`, of those that end in `names`."""
-    modules = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, kinds)
-    ]
-    chosen = {f"{name}.{key}" for name, module in modules for key, _ in module.named_parameters()}
+def head_or(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...] = (), names: tuple[str, ...] = ()
+) -> Callable[[str], bool]:
+    """Makes `trains(name)` for `fit`: true of the head, of parameters of modules of these `kinds`,
+    of those that end in `names`."""
     head = f"{classifier_name(model)}."
-    return lambda name: (
-        name.startswith(head) or name in chosen or name.endswith(tuple(names) or "\0")
-    )
+    chosen = set()
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            chosen |= {f"{name}.{key}" for key, _ in module.named_parameters()}
+
+    def trains(name: str) -> bool:
+        return name.startswith(head) or name in chosen or name.endswith(names)
+
+    return trains
 
 
-# ---- the techniques: (model, task) -> list of TrainResult, one a phase; the model ends trained ---------------------------------
+# ---- the techniques: (model, study) -> list of TrainResult, one a phase; the model ends trained --
+
+Technique = Callable[[nn.Module, Study], list[TrainResult]]
 
 
-def linear_probe(model, task, **options):
+def linear_probe(model: nn.Module, study: Study) -> list[TrainResult]:
     """A linear layer on frozen features."""
-    return [fit(linear_head(model, task), "features", task, **options)]
+    return [fit(linear_head(model, study), "features", study)]
 
 
-def head_on_frozen(model, task, **options):
+def head_on_frozen(
+    model: nn.Module, study: Study, recipe: Recipe | None = None
+) -> list[TrainResult]:
     """The study's: two layers and dropout on frozen features."""
-    return [fit(study_head(model, task), "features", task, **options)]
+    return [fit(study_head(model, study), "features", study, recipe=recipe)]
 
 
-def smoothed_labels(model, task):
+def smoothed_labels(model: nn.Module, study: Study) -> list[TrainResult]:
     """The study's head, its targets smoothed by 0.1 (Szegedy et al. 2016, CVPR, section 7)."""
-    return head_on_frozen(model, task, label_smoothing=0.1)
+    return head_on_frozen(model, study, Recipe(label_smoothing=0.1))
 
 
-def weighted_classes(model, task):
-    """The study's head, every class counting the same in the loss: weights are the inverse of its share of the training images."""
-    counts = torch.bincount(task.labels[task.indices["train"]], minlength=task.classes)
-    return head_on_frozen(
-        model, task, class_weights=(counts.sum() / (task.classes * counts)).to(choose_device())
-    )
+def weighted_classes(model: nn.Module, study: Study) -> list[TrainResult]:
+    """The study's head, every class counting the same in the loss: weights are the inverse of its
+    share of the training images."""
+    labels = study.labels(study.fold.train)
+    counts = torch.bincount(labels, minlength=study.classes)
+    class_weights = counts.sum() / (study.classes * counts)
+    recipe = Recipe(class_weights=class_weights.to(study.machine.device))
+    return head_on_frozen(model, study, recipe)
 
 
-def cosine_schedule(model, task):
-    """The study's head, its rate warmed up over a tenth of all steps, then falling to 0; all epochs."""
-    total = steps_of(task)
-    return head_on_frozen(
-        model, task, schedule=warmup_cosine(total, max(1, total // 10)), patience=0
-    )
+def cosine_schedule(model: nn.Module, study: Study) -> list[TrainResult]:
+    """The study's head, its rate warmed up over a tenth of all steps, then falling to 0; all
+    epochs."""
+    total = steps_of(study)
+    schedule = warmup_cosine(total, max(1, total // 10))
+    return head_on_frozen(model, changed(study, patience=0), Recipe(schedule=schedule))
 
 
-def last_stage(model, task):
+def last_stage(model: nn.Module, study: Study) -> list[TrainResult]:
     """The last stage and a linear head train together."""
-    return [fit(linear_head(model, task), stages(model)[-1], task, parameters=two_rates(model))]
+    linear_head(model, study)
+    cut = stages(model)[-1]
+    return [fit(model, cut, study, recipe=Recipe(parameters=two_rates(model)))]
 
 
-def probe_then_tune(model, task):
-    """LP-FT: half of the epochs the linear probe, then all of it from there, so that good features are not distorted (Kumar et al.
-    2022, ICLR); as there, BatchNorm keeps its statistics, else the features would change at the first step already."""
-    half, fixed = max(1, task.epochs // 2), {"stay_eval": nn.modules.batchnorm._BatchNorm}
-    probed = linear_probe(model, task._replace(epochs=half))
-    return [
-        *probed,
-        fit(
-            model,
-            "input",
-            task._replace(epochs=max(1, task.epochs - half)),
-            first=half,
-            lr=1e-4,
-            **fixed,
-        ),
-    ]
+def probe_then_tune(model: nn.Module, study: Study) -> list[TrainResult]:
+    """LP-FT: half of the epochs the linear probe, then all of it from there, so that good features
+    are not distorted (Kumar et al. 2022, ICLR); as there, BatchNorm keeps its statistics, else the
+    features would change at the first step already."""
+    epochs = study.settings.epochs
+    half = max(1, epochs // 2)
+    probed = linear_probe(model, changed(study, epochs=half))
+    rest = changed(study, epochs=max(1, epochs - half), lr=TUNING_RATE)
+    return [*probed, fit(model, "input", rest, first=half, recipe=Recipe(stay_eval=BATCHNORM))]
 
 
-def gradual_unfreezing(model, task):
-    """The head alone, then one more stage from the top in each of three more phases (after Howard & Ruder 2018, ACL, section 3.3,
-    who go on to the bottom); the last phase takes what epochs remain, each at least one."""
-    cuts, results = ["features", *stages(linear_head(model, task))[::-1][:3]], []
-    share = max(1, task.epochs // len(cuts))
+def gradual_unfreezing(model: nn.Module, study: Study) -> list[TrainResult]:
+    """The head alone, then one more stage from the top in each of three more phases (after Howard &
+    Ruder 2018, ACL, section 3.3, who go on to the bottom); the last phase takes what epochs remain,
+    each at least one."""
+    linear_head(model, study)
+    from_top = stages(model)[::-1]
+    cuts = ["features", *from_top[:3]]
+    epochs = study.settings.epochs
+    share = max(1, epochs // len(cuts))
+    results = []
     for number, cut in enumerate(cuts):
-        epochs = max(1, task.epochs - number * share) if cut == cuts[-1] else share
-        lr = 1e-3 if cut == "features" else 1e-4
-        results.append(fit(model, cut, task._replace(epochs=epochs), first=number * share, lr=lr))
+        first = number * share
+        last = cut == cuts[-1]
+        phase = changed(study, epochs=max(1, epochs - first) if last else share)
+        if cut != "features":
+            phase = changed(phase, lr=TUNING_RATE)
+        results.append(fit(model, cut, phase, first=first))
     return results
 
 
-def full_tuning(model, task, **options):
+def full_tuning(model: nn.Module, study: Study, recipe: Recipe | None = None) -> list[TrainResult]:
     """All of it, the backbone at a low rate."""
-    return [fit(linear_head(model, task), "input", task, parameters=two_rates(model), **options)]
+    linear_head(model, study)
+    recipe = replace(recipe or Recipe(), parameters=two_rates(model))
+    return [fit(model, "input", study, recipe=recipe)]
 
 
-def full_with_layer_rates(model, task):
-    """All of it, the head at 1e-3, each stage further down at 0.65 of the rate of the one above (Howard & Ruder: 1 / 2.6)."""
-    return [
-        fit(
-            linear_head(model, task),
-            "input",
-            task,
-            parameters=layer_rates(model, lr=1e-3, decay=0.65),
-        )
-    ]
+def full_with_layer_rates(model: nn.Module, study: Study) -> list[TrainResult]:
+    """All of it, the head at 1e-3, each stage further down at 0.65 of the rate of the one above
+    (Howard & Ruder: 1 / 2.6)."""
+    linear_head(model, study)
+    recipe = Recipe(parameters=layer_rates(model, lr=1e-3, decay=0.65))
+    return [fit(model, "input", study, recipe=recipe)]
 
 
-def normalisation_only(model, task):
-    """Scales and shifts of the normalisation layers, and a linear head (after Frankle et al. 2021, ICLR: the rest random there)."""
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-    return [fit(model, "input", task, trains=head_or(linear_head(model, task), kinds))]
+def normalisation_only(model: nn.Module, study: Study) -> list[TrainResult]:
+    """Scales and shifts of the normalisation layers, and a linear head (after Frankle et al. 2021,
+    ICLR: the rest random there)."""
+    trains = head_or(linear_head(model, study), kinds=NORMALISATION)
+    return [fit(model, "input", study, trains=trains)]
 
 
-def biases_only(model, task):
-    """Biases and a linear head (BitFit: Ben Zaken et al. 2022, ACL); of convolutions without any, the shifts of BatchNorm."""
-    return [fit(model, "input", task, trains=head_or(linear_head(model, task), names=(".bias",)))]
+def biases_only(model: nn.Module, study: Study) -> list[TrainResult]:
+    """Biases and a linear head (BitFit: Ben Zaken et al. 2022, ACL); of convolutions without any,
+    the shifts of BatchNorm."""
+    trains = head_or(linear_head(model, study), names=(".bias",))
+    return [fit(model, "input", study, trains=trains)]
 
 
-def mixed_up(model, task):
+def mixed_up(model: nn.Module, study: Study) -> list[TrainResult]:
     """All of it on convex combinations of images and labels (MixUp: Zhang et al. 2018, ICLR)."""
-    return full_tuning(model, task, mix=v2.MixUp(alpha=0.2, num_classes=task.classes))
+    return full_tuning(model, study, Recipe(mix=v2.MixUp(alpha=0.2, num_classes=study.classes)))
 
 
-def cut_and_mixed(model, task):
-    """All of it on images into which a piece of another is pasted (CutMix: Yun et al. 2019, ICCV)."""
-    return full_tuning(model, task, mix=v2.CutMix(alpha=1.0, num_classes=task.classes))
+def cut_and_mixed(model: nn.Module, study: Study) -> list[TrainResult]:
+    """All of it on images into which a piece of another is pasted (CutMix: Yun et al. 2019,
+    ICCV)."""
+    return full_tuning(model, study, Recipe(mix=v2.CutMix(alpha=1.0, num_classes=study.classes)))
 
 
-FROZEN = {  # the backbone stays frozen
+FROZEN: dict[str, Technique] = {  # the backbone stays frozen
     "linear probe": linear_probe,
     "study's head": head_on_frozen,
     "label smoothing": smoothed_labels,
     "class weights": weighted_classes,
     "cosine schedule": cosine_schedule,
 }
-TUNED = {
+TUNED: dict[str, Technique] = {
     "last stage": last_stage,
     "LP-FT": probe_then_tune,
     "gradual unfreezing": gradual_unfreezing,
@@ -288,22 +343,31 @@ TUNED = {
 }
 
 
-def summarise_techniques(table):
-    """A row a technique and pair of dataset and model from a row a fold (benchmarks.techniques): accuracy over the test images of all
-    folds with its 95 % Wilson interval, mean macro-F1 and median seconds of a fold, how many parameters trained."""
-    grouped = table.groupby(["kind", "dataset", "model", "technique"], sort=False)
-    columns = {
-        "correct": ("correct", "sum"),
-        "n": ("n", "sum"),
-        "folds": ("fold", "count"),
-        "macro_f1": ("macro_f1", "mean"),
-    }
+# ---- what came out ---------------------------------------------------------------------------
+
+PAIR_OF = ["kind", "dataset", "model"]  # the columns that name a pair of data and backbone
+
+
+def summarise_techniques(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a technique and pair of dataset and model from a row a fold (benchmarks.techniques):
+    accuracy over the test images of all folds with its 95 % Wilson interval, mean macro-F1 and
+    median seconds of a fold, how many parameters trained."""
+    grouped = table.groupby([*PAIR_OF, "technique"], sort=False)
     summary = grouped.agg(
-        **columns, seconds=("seconds", "median"), trainable=("trainable", "first")
+        correct=("correct", "sum"),
+        n=("n", "sum"),
+        folds=("fold", "count"),
+        macro_f1=("macro_f1", "mean"),
+        seconds=("seconds", "median"),
+        trainable=("trainable", "first"),
     ).reset_index()
-    intervals = [accuracy_interval(int(row.correct), int(row.n)) for row in summary.itertuples()]
-    lows, highs = zip(*intervals)
-    return summary.assign(accuracy=summary.correct / summary.n, low=lows, high=highs)
+    counts = zip(summary.correct, summary.n, strict=True)
+    intervals = [accuracy_interval(int(correct), int(n)) for correct, n in counts]
+    return summary.assign(
+        accuracy=summary.correct / summary.n,
+        low=[interval.low for interval in intervals],
+        high=[interval.high for interval in intervals],
+    )
 
 
 # What a technique adds to: it is tested against that as well as against the linear probe.
@@ -318,37 +382,64 @@ ADDS_TO = {
 }
 
 
-def paired_tests(table):
-    """Every technique less the linear probe of its pair, and less what it adds to, on the same folds: corrected resampled t over
-    folds, Holm over all tests of a pair, and the verdict in words -> data frame, a row a pair, technique and reference; techniques
-    that lack a fold are left out."""
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A technique and what it is tested against."""
+
+    technique: str
+    reference: str
+
+
+def tests_to_ask(techniques: Iterable[str]) -> list[Asked]:
+    """What each technique is tested against, of those that were measured."""
+    measured = list(techniques)
+    asked = []
+    for technique in measured:
+        references = ["linear probe", ADDS_TO.get(technique, "linear probe")]
+        for reference in dict.fromkeys(references):
+            if reference in measured and reference != technique:
+                asked.append(Asked(technique=technique, reference=reference))  # noqa: PERF401
+    return asked
+
+
+def fold_table(part: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of one pair, a row a technique and a column a fold; techniques that lack a fold
+    are left out."""
+    accuracy = part.correct / part.n
+    by_fold = accuracy.groupby([part.technique, part.fold], sort=False).first()
+    return by_fold.unstack().dropna()
+
+
+def paired_tests(table: pd.DataFrame) -> pd.DataFrame:
+    """Every technique less the linear probe of its pair, and less what it adds to, on the same
+    folds: corrected resampled t over folds, Holm over all tests of a pair, and the verdict in
+    words, a row a pair, technique and reference; techniques that lack a fold are left out."""
     rows = []
-    for names, part in table.groupby(["kind", "dataset", "model"], sort=False):
-        accuracies = (
-            (part.correct / part.n)
-            .groupby([part.technique, part.fold], sort=False)
-            .first()
-            .unstack()
-            .dropna()
-        )
-        asked = [
-            (technique, reference)
-            for technique in accuracies.index
-            for reference in ("linear probe", ADDS_TO.get(technique))
-        ]
-        asked = (
-            [(a, b) for a, b in asked if a != b and b in accuracies.index]
-            if accuracies.shape[1] > 1
-            else []
-        )
-        share = 1 / (accuracies.shape[1] - 1) if asked else 0  # of test images to training images
-        tests = [
-            corrected_resampled_t((accuracies.loc[a] - accuracies.loc[b]).to_numpy(), share)
-            for a, b in asked
-        ]
-        for (technique, reference), test, (adjusted, verdict) in zip(asked, tests, verdicts(tests)):
-            place = dict(
-                zip(("kind", "dataset", "model"), names), technique=technique, reference=reference
-            )
-            rows.append(place | test | {"p_holm": adjusted, "verdict": verdict})
+    for names, part in table.groupby(PAIR_OF, sort=False):
+        accuracies = fold_table(part)
+        folds = accuracies.shape[1]
+        asked = tests_to_ask(accuracies.index) if folds > 1 else []
+        tests = [compare_on_folds(accuracies, one) for one in asked]
+        pair = dict(zip(PAIR_OF, names, strict=True))
+        rows += rows_of_tests(pair, asked, tests)
     return pd.DataFrame(rows)
+
+
+def compare_on_folds(accuracies: pd.DataFrame, asked: Asked) -> PairedTest:
+    """One paired test on the folds of `fold_table`."""
+    difference = accuracies.loc[asked.technique] - accuracies.loc[asked.reference]
+    share = 1 / (accuracies.shape[1] - 1)  # of test images to training images
+    return corrected_resampled_t(difference.to_numpy(), share)
+
+
+def rows_of_tests(
+    pair: dict[str, str], asked: Sequence[Asked], tests: Sequence[PairedTest]
+) -> list[dict[str, Any]]:
+    """The tests of one pair as rows of a table."""
+    rows = []
+    for one, test, verdict in zip(asked, tests, verdicts(tests), strict=True):
+        row = {**pair, **asdict(one), **asdict(test)}
+        row["p_holm"] = verdict.p_holm
+        row["verdict"] = verdict.word
+        rows.append(row)
+    return rows

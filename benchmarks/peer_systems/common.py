@@ -1,8 +1,10 @@
-"""What all systems share: the task, the frozen backbone and its head, the images as datasets, and the record of a run."""
+"""What all systems share: the task, the backbone and its head, the images, the record of a run."""
 
 import time
-from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,38 +12,70 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from transferlab.backbones import create_backbone, make_head, normalize, state_hash
-from transferlab.data import class_folders, load_images, split_indices
+from transferlab.backbones import create_backbone, make_head, normalize
+from transferlab.data import Fold, class_folders, load_images, split_indices
+from transferlab.machine import Machine
+from transferlab.pretrained import state_hash
+from transferlab.train import Settings
+from transferlab.views import Augmentation, Transform
 
 WORKERS = 2
-SPLIT = {"val_size": 0.35, "seed": 42}  # 296 and 159 of the 455 faces, in every round
-
-# folder: a Path with one sub-folder for each class; weights and model: as `create_backbone` takes them; views: `Views`; settings: as
-# `Study` takes them (epochs patience batch_size lr views hidden dropout); seed: of head, order, dropout and views.
-Task = namedtuple("Task", "folder weights model views settings seed")
+VAL_SIZE = 0.35  # 296 and 159 of the 455 faces
+SPLIT_SEED = 42  # in every round
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every system does."""
+
+    folder: Path  # one sub-folder for each class
+    weights: str  # as `create_backbone` takes them
+    model: str
+    augmentation: Augmentation
+    settings: Settings
+    seed: int  # of head, order, dropout and views
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerEpoch:
+    """What an epoch of any system came to."""
+
+    val_loss: float  # mean, in nats
+    val_acc: float  # 0 to 1
+    seen: int  # images that the head trained on
+    evaluated: int  # images that were validated
+    end: float  # seconds since the run began
+
+
+@dataclass(kw_only=True, eq=False)
 class Record:
-    """What a run has done, and when: `rows`, one for each epoch, with seconds since the record was made."""
+    """What a run has done, and when: an epoch after the other, in seconds since it was made."""
 
-    def __init__(self):
-        self.rows, self.seen, self.evaluated, self.backbone = [], 0, 0, None
-        self.started, self.untimed_seconds = time.perf_counter(), 0.0
+    rows: list[PeerEpoch] = field(default_factory=list)
+    seen: int = 0  # images since the last epoch
+    evaluated: int = 0
+    backbone: nn.Module | None = None
+    frozen_hash: str = ""  # of the backbone, before any training
+    started: float = field(default_factory=time.perf_counter)
+    untimed_seconds: float = 0.0
 
     @contextmanager
-    def untimed(self):
+    def untimed(self) -> Iterator[None]:
         """What its block takes (checks, which nobody's users pay for) is counted in no seconds."""
         started = time.perf_counter()
         yield
         self.untimed_seconds += time.perf_counter() - started
 
-    def seconds(self):
+    def seconds(self) -> float:
+        """The seconds since it was made that count."""
         return time.perf_counter() - self.started - self.untimed_seconds
 
-    def watch(self, backbone, head):
-        """Counts the images whose features reach the head, in training and in validation; remembers what is frozen."""
+    def watch(self, backbone: nn.Module, head: nn.Module) -> None:
+        """Counts the images whose features reach the head, in training and in validation; remembers
+        what is frozen."""
 
-        def count(head, inputs, logits):
+        def count(head: nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> None:
             if head.training:
                 self.seen += len(logits)
             else:
@@ -49,137 +83,178 @@ class Record:
 
         head.register_forward_hook(count)
         with self.untimed():
-            self.backbone, self.frozen_hash = backbone, state_hash(backbone)
+            self.backbone = backbone
+            self.frozen_hash = state_hash(backbone)
 
-    def epoch(self, val_loss, val_acc):
-        """Ends an epoch: the mean loss (nats) and the accuracy (0 to 1) on validation, and the images since the last one."""
-        row = {
-            "val_loss": float(val_loss),
-            "val_acc": float(val_acc),
-            "seen": self.seen,
-            "evaluated": self.evaluated,
-        }
-        self.rows.append(row | {"end": self.seconds()})
-        self.seen = self.evaluated = 0
+    def epoch(self, val_loss: float | torch.Tensor, val_acc: float | torch.Tensor) -> None:
+        """Ends an epoch: the mean loss (nats) and the accuracy (0 to 1) on validation, and the
+        images since the last one."""
+        row = PeerEpoch(
+            val_loss=float(val_loss),
+            val_acc=float(val_acc),
+            seen=self.seen,
+            evaluated=self.evaluated,
+            end=self.seconds(),
+        )
+        self.rows.append(row)
+        self.seen = 0
+        self.evaluated = 0
 
-    def check(self, n_train, n_val):
-        """Each epoch has trained on all images once and validated all; the backbone is the same to the bit.
+    def check(self, n_train: int, n_val: int) -> None:
+        """Each epoch has trained on all images once and validated all; the backbone is the same to
+        the bit.
 
         Raises:
             RuntimeError: it has not, or is not: what was measured is not the task.
         """
-        wrong = [row for row in self.rows if (row["seen"], row["evaluated"]) != (n_train, n_val)]
-        if wrong:
-            counts = f"{wrong[0]['seen']} images and validated {wrong[0]['evaluated']}"
-            raise RuntimeError(f"an epoch took {counts}, not {n_train} and {n_val}")
+        for row in self.rows:
+            if row.seen != n_train or row.evaluated != n_val:
+                counts = f"{row.seen} images and validated {row.evaluated}"
+                raise RuntimeError(f"an epoch took {counts}, not {n_train} and {n_val}")
         if state_hash(self.backbone) != self.frozen_hash:
             raise RuntimeError("the backbone has changed: it was not frozen")
 
 
+# ---- backbone and head -----------------------------------------------------------------------
+
+
 class NormalizedBackbone(nn.Module):
-    """A timm model without classifier for uint8 images [N, 3, H, W] -> [N, D]: bytes travel from the workers, in fewer copies
-    than floats; they are normalised and laid out channels_last here, a batch at a time."""
+    """A timm model without classifier for uint8 images [N, 3, H, W] -> [N, D].
 
-    def __init__(self, model):
+    Bytes travel from the workers, in fewer copies than floats; they are normalised and laid out
+    channels_last here, a batch at a time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.pretrained_cfg = (
-            model.to(memory_format=torch.channels_last),
-            model.pretrained_cfg,
-        )
+        self.model = model.to(memory_format=torch.channels_last)
+        self.pretrained_cfg = model.pretrained_cfg
 
-    def forward(self, images):
-        return self.model(normalize(self, images.contiguous(memory_format=torch.channels_last)))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        laid_out = images.contiguous(memory_format=torch.channels_last)
+        return self.model(normalize(self, laid_out))
 
 
-def frozen_backbone(task, record, *, uint8=False):
-    """The study's backbone in eval mode, no parameter of it trained, and its head: images -> [N, D] -> logits [N, C].
+def frozen_backbone(
+    task: Task, record: Record, *, uint8: bool = False
+) -> tuple[nn.Module, nn.Sequential]:
+    """The study's backbone in eval mode, no parameter of it trained, and its head: images ->
+    [N, D] -> logits [N, C].
 
     The backbone takes normalised floats, or with `uint8` images as they are (channels_last).
     """
     model, _ = create_backbone(task.model, task.weights)
-    sizes = {
-        "hidden": task.settings["hidden"],
-        "dropout": task.settings["dropout"],
-        "seed": task.seed,
-    }
-    head = make_head(model.head_hidden_size, len(class_folders(task.folder)), **sizes)
+    classes = class_folders(task.folder)
+    head = make_head(
+        model.head_hidden_size,
+        len(classes),
+        hidden=task.settings.hidden,
+        dropout=task.settings.dropout,
+        seed=task.seed,
+    )
     model.reset_classifier(0)
-    backbone = (NormalizedBackbone(model) if uint8 else model).eval().requires_grad_(False)
+    backbone = NormalizedBackbone(model) if uint8 else model
+    backbone.eval().requires_grad_(False)
     record.watch(backbone, head)
     return backbone, head
 
 
-def split_study(labels):
-    """The study's split of labels [N] -> {"train": list of indices, "val": list of indices}."""
-    return {
-        part: index.tolist()
-        for part, index in zip(("train", "val"), split_indices(torch.as_tensor(labels), **SPLIT))
-    }
+# ---- images ----------------------------------------------------------------------------------
 
 
-def files_each_epoch(task, backbone):
-    """The images as torchvision's users load them -> {"train": Dataset, "val": Dataset}.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Datasets:
+    """The images to train on and those to validate, each with its label."""
 
-    Each is read and decoded by Pillow whenever it is asked for, transformed as a Pillow image (which is the faster way for
-    files), then float32 [3, H, W], normalised with the backbone's mean and std.
+    train: Dataset
+    val: Dataset
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaders:
+    """The same in batches."""
+
+    train: DataLoader
+    val: DataLoader
+
+
+def split_study(labels: Sequence[int] | torch.Tensor) -> Fold:
+    """The study's split of labels [N]."""
+    train, val = split_indices(torch.as_tensor(labels), val_size=VAL_SIZE, seed=SPLIT_SEED)
+    return Fold(train=train, val=val)
+
+
+def files_each_epoch(task: Task, backbone: nn.Module) -> Datasets:
+    """The images as torchvision's users load them.
+
+    Each is read and decoded by Pillow whenever it is asked for, transformed as a Pillow image
+    (which is the faster way for files), then float32 [3, H, W], normalised with the backbone's mean
+    and std.
     """
-    mean, std = (backbone.pretrained_cfg[key] for key in ("mean", "std"))
-    to_float = [
+    config = backbone.pretrained_cfg
+    to_float = (
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean, std),
+        v2.Normalize(config["mean"], config["std"]),
         v2.ToPureTensor(),
-    ]
-    folders = {
-        part: ImageFolder(task.folder, transform=v2.Compose([view, *to_float]))
-        for part, view in task.views._asdict().items()
-    }
-    return {
-        part: Subset(folders[part], index)
-        for part, index in split_study(folders["train"].targets).items()
-    }
+    )
+
+    def through(view: Transform) -> ImageFolder:
+        return ImageFolder(task.folder, transform=v2.Compose([view, *to_float]))
+
+    train = through(task.augmentation.train)
+    val = through(task.augmentation.clean)
+    fold = split_study(train.targets)
+    return Datasets(
+        train=Subset(train, fold.train.tolist()),
+        val=Subset(val, fold.val.tolist()),
+    )
 
 
 class DecodedViews(Dataset):
-    """Images in memory as uint8 [3, H, W], already resized (the study's first step, the same each time); each with its label."""
+    """Images in memory as uint8 [3, H, W], already resized (the study's first step, the same each
+    time); each with its label."""
 
-    def __init__(self, images, labels, augment):
-        self.images, self.labels, self.augment = images, labels, augment
+    def __init__(self, images: list[torch.Tensor], labels: list[int], augment: Transform) -> None:
+        self.images = images
+        self.labels = labels
+        self.augment = augment
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.augment(self.images[index]), self.labels[index]
 
 
-def decoded_once(task):
-    """The same images, decoded and resized once -> {"train": Dataset, "val": Dataset} of uint8 [3, H, W]."""
-    image_set, datasets = load_images(task.folder), {}
-    augment = {
-        "train": v2.Compose([nn.Identity(), *task.views.train.transforms[1:]]),
-        "val": nn.Identity(),
-    }
-    for part, index in split_study(image_set.labels).items():
-        resized = [
-            task.views.val(image_set.images[i]) for i in index
-        ]  # which is all of the clean view
-        datasets[part] = DecodedViews(resized, image_set.labels[index].tolist(), augment[part])
-    return datasets
+def decoded_once(task: Task) -> Datasets:
+    """The same images, decoded and resized once: uint8 [3, H, W]."""
+    image_set = load_images(task.folder)
+    fold = split_study(image_set.labels)
+    resize = task.augmentation.clean  # which is all of the clean view
+    after_resizing = task.augmentation.train.transforms[1:]
+
+    def resized(index: torch.Tensor, augment: Transform) -> DecodedViews:
+        images = [resize(image_set.images[i]) for i in index.tolist()]
+        labels = image_set.labels[index]
+        return DecodedViews(images, labels.tolist(), augment)
+
+    augment = v2.Compose([nn.Identity(), *after_resizing])
+    return Datasets(train=resized(fold.train, augment), val=resized(fold.val, nn.Identity()))
 
 
-def make_loaders(datasets, task, *, persistent):
-    """PyTorch's DataLoader over both datasets, the training images shuffled under the task's seed -> {"train": …, "val": …}."""
+def make_loaders(datasets: Datasets, task: Task, *, persistent: bool) -> Loaders:
+    """PyTorch's DataLoader over both datasets, the training images shuffled under the task's
+    seed."""
     options = {
-        "batch_size": task.settings["batch_size"],
+        "batch_size": task.settings.batch_size,
         "num_workers": WORKERS,
         "persistent_workers": persistent,
+        "pin_memory": task.machine.device.type == "cuda",
     }
-    options["pin_memory"] = torch.cuda.is_available()
     order = torch.Generator().manual_seed(task.seed)
-    return {
-        "train": DataLoader(datasets["train"], shuffle=True, generator=order, **options),
-        "val": DataLoader(
-            datasets["val"], generator=torch.Generator().manual_seed(task.seed), **options
-        ),
-    }
+    worker_seeds = torch.Generator().manual_seed(task.seed)
+    return Loaders(
+        train=DataLoader(datasets.train, shuffle=True, generator=order, **options),
+        val=DataLoader(datasets.val, generator=worker_seeds, **options),
+    )

@@ -1,30 +1,53 @@
-"""The loop that everybody writes in PyTorch: as the study published it, and as good as it gets without keeping features."""
+"""The loop everybody writes in PyTorch: as the study published it, and as good as it gets without
+keeping features."""
 
 import copy
-import functools
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
-from transferlab.backbones import choose_device, choose_precision
+from .common import (
+    Loaders,
+    Record,
+    Task,
+    decoded_once,
+    files_each_epoch,
+    frozen_backbone,
+    make_loaders,
+)
 
-from .common import decoded_once, files_each_epoch, frozen_backbone, make_loaders
+Forward = Callable[[torch.Tensor], torch.Tensor]  # images -> features [N, D] of the frozen backbone
 
 
-def validate(forward, head, loader, device):
+def validate(
+    forward: Forward, head: nn.Module, loader: DataLoader, device: torch.device
+) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (0 to 1) over a loader."""
     head.eval()
+    answers = []
+    expected = []
     with torch.inference_mode():
-        answers = [
-            (head(forward(images.to(device))), labels.to(device)) for images, labels in loader
-        ]
-    logits, labels = (torch.cat(parts) for parts in zip(*answers))
-    return F.cross_entropy(logits, labels).item(), (
-        logits.argmax(1) == labels
-    ).float().mean().item()
+        for images, labels in loader:
+            features = forward(images.to(device))
+            answers.append(head(features))
+            expected.append(labels.to(device))
+    logits = torch.cat(answers)
+    labels = torch.cat(expected)
+    correct = logits.argmax(1) == labels
+    return F.cross_entropy(logits, labels).item(), correct.float().mean().item()
 
 
-def train_epoch(forward, head, optimizer, loader, device):
+def train_epoch(
+    forward: Forward,
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: DataLoader,
+    device: torch.device,
+) -> None:
+    """One pass over a loader, a step of the optimizer a batch."""
     head.train()
     for images, labels in loader:
         with torch.no_grad():
@@ -35,47 +58,51 @@ def train_epoch(forward, head, optimizer, loader, device):
         optimizer.step()
 
 
-def train(forward, head, loaders, task, record, device):
-    """Trains the head on `forward(images)`, features [N, D] of the frozen backbone; restores the best epoch's weights.
+def train(forward: Forward, head: nn.Module, loaders: Loaders, task: Task, record: Record) -> None:
+    """Trains the head on what `forward` gives; restores the best epoch's weights.
 
     With a patience it stops when so many epochs in a row bring no lower validation loss.
     """
-    optimizer = torch.optim.Adam(head.parameters(), lr=task.settings["lr"], fused=True)
-    best, since = float("inf"), 0
-    for _ in range(task.settings["epochs"]):
-        train_epoch(forward, head, optimizer, loaders["train"], device)
-        loss, accuracy = validate(forward, head, loaders["val"], device)
+    settings = task.settings
+    device = task.machine.device
+    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr, fused=True)
+    best = float("inf")
+    state = head.state_dict()
+    since = 0
+    for _ in range(settings.epochs):
+        train_epoch(forward, head, optimizer, loaders.train, device)
+        loss, accuracy = validate(forward, head, loaders.val, device)
         record.epoch(loss, accuracy)
         since += 1
         if loss < best:
-            best, since, state = loss, 0, copy.deepcopy(head.state_dict())
-        if task.settings["patience"] and since >= task.settings["patience"]:
+            best = loss
+            since = 0
+            state = copy.deepcopy(head.state_dict())
+        if settings.patience and since >= settings.patience:
             break
     head.load_state_dict(state)
 
 
-def run_study(task, record):
+def run_study(task: Task, record: Record) -> None:
     """fp32; files read, decoded, transformed and normalised in two workers, anew for each epoch."""
     torch.manual_seed(task.seed)
-    device = choose_device()
+    device = task.machine.device
     backbone, head = frozen_backbone(task, record)
     loaders = make_loaders(files_each_epoch(task, backbone), task, persistent=False)
-    train(backbone.to(device), head.to(device), loaders, task, record, device)
+    train(backbone.to(device), head.to(device), loaders, task, record)
 
 
-def run_tuned(task, record):
-    """Reduced precision where the hardware computes in it (validation too), channels_last, images decoded and resized once in
-    memory, bytes from persistent workers; the head in fp32."""
+def run_tuned(task: Task, record: Record) -> None:
+    """Reduced precision where the hardware computes in it (validation too), channels_last, images
+    decoded and resized once in memory, bytes from persistent workers; the head in fp32."""
     torch.manual_seed(task.seed)
-    device = choose_device()
+    machine = task.machine
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)
-    forward = functools.partial(
-        reduced_forward, backbone.to(device), choose_precision(device), device
-    )
-    train(forward, head.to(device), loaders, task, record, device)
+    backbone.to(machine.device)
 
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with machine.autocast(machine.precision):
+            return backbone(images).float()
 
-def reduced_forward(backbone, precision, device, images):
-    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-        return backbone(images).float()
+    train(forward, head.to(machine.device), loaders, task, record)

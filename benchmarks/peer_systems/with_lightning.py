@@ -1,63 +1,82 @@
-"""Lightning, after "Transfer Learning" in its documentation (lightning.ai/docs/pytorch/stable/advanced/pretrained.html).
+"""Lightning, after "Transfer Learning" in its documentation
+(lightning.ai/docs/pytorch/stable/advanced/pretrained.html).
 
-Since 2.2 the Trainer leaves submodules in the mode in which they are when `fit` begins, so the backbone stays in eval mode.
-Logger, checkpoints, progress bar, model summary and the sanity check before training are off: each would cost it time.
+Since 2.2 the Trainer leaves submodules in the mode in which they are when `fit` begins, so the
+backbone stays in eval mode. Logger, checkpoints, progress bar, model summary and the sanity check
+before training are off: each would cost it time.
 """
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 from torch.nn import functional as F
 
-from transferlab.backbones import choose_device, choose_precision
+from .common import (
+    Loaders,
+    Record,
+    Task,
+    decoded_once,
+    files_each_epoch,
+    frozen_backbone,
+    make_loaders,
+)
 
-from .common import decoded_once, files_each_epoch, frozen_backbone, make_loaders
-
-PRECISIONS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", torch.float32: "32-true"}
+FP32 = "32-true"
+PRECISIONS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", torch.float32: FP32}
 
 
 class FrozenClassifier(lightning.LightningModule):
     """A frozen backbone and a head that trains with Adam."""
 
-    def __init__(self, backbone, head, lr):
+    def __init__(self, backbone: nn.Module, head: nn.Module, lr: float) -> None:
         super().__init__()
-        self.backbone, self.head, self.lr = backbone, head, lr
+        self.backbone = backbone
+        self.head = head
+        self.lr = lr
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             features = self.backbone(images)
         return self.head(features)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
         images, labels = batch
         return F.cross_entropy(self(images), labels)
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images)
+        correct = logits.argmax(1) == labels
         scores = {
             "val_loss": F.cross_entropy(logits, labels),
-            "val_acc": (logits.argmax(1) == labels).float().mean(),
+            "val_acc": correct.float().mean(),
         }
         self.log_dict(scores, batch_size=len(labels))
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.head.parameters(), lr=self.lr)
 
 
 class EpochRecord(Callback):
     """Tells the record of each epoch; validation is over by the end of the training epoch."""
 
-    def __init__(self, record):
+    def __init__(self, record: Record) -> None:
         self.record = record
 
-    def on_train_epoch_end(self, trainer, module):
-        self.record.epoch(trainer.callback_metrics["val_loss"], trainer.callback_metrics["val_acc"])
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        scores = trainer.callback_metrics
+        self.record.epoch(scores["val_loss"], scores["val_acc"])
 
 
-def fit(backbone, head, loaders, task, record, precision):
+def fit(
+    model: FrozenClassifier, loaders: Loaders, task: Task, record: Record, precision: str
+) -> None:
+    """Trains the head with Lightning's Trainer."""
     trainer = lightning.Trainer(
-        max_epochs=task.settings["epochs"],
+        max_epochs=task.settings.epochs,
         accelerator="auto",
         devices=1,
         precision=precision,
@@ -68,28 +87,22 @@ def fit(backbone, head, loaders, task, record, precision):
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(
-        FrozenClassifier(backbone, head, task.settings["lr"]), loaders["train"], loaders["val"]
-    )
+    trainer.fit(model, loaders.train, loaders.val)
 
 
-def run(task, record):
+def run(task: Task, record: Record) -> None:
     """As its users write it: ImageFolder and a DataLoader with two workers, fp32."""
     lightning.seed_everything(task.seed, verbose=False)
     backbone, head = frozen_backbone(task, record)
-    fit(
-        backbone,
-        head,
-        make_loaders(files_each_epoch(task, backbone), task, persistent=False),
-        task,
-        record,
-        "32-true",
-    )
+    loaders = make_loaders(files_each_epoch(task, backbone), task, persistent=False)
+    fit(FrozenClassifier(backbone, head, task.settings.lr), loaders, task, record, FP32)
 
 
-def run_tuned(task, record):
-    """Its mixed precision where the hardware computes in it, persistent workers, images decoded in memory, channels_last."""
+def run_tuned(task: Task, record: Record) -> None:
+    """Its mixed precision where the hardware computes in it, persistent workers, images decoded in
+    memory, channels_last."""
     lightning.seed_everything(task.seed, verbose=False)
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)
-    fit(backbone, head, loaders, task, record, PRECISIONS[choose_precision(choose_device())])
+    precision = PRECISIONS[task.machine.precision]
+    fit(FrozenClassifier(backbone, head, task.settings.lr), loaders, task, record, precision)

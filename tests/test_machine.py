@@ -1,0 +1,125 @@
+"""The machine that a run computes on, and the clock of its phases."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from transferlab.machine import Clock, choose_batch_size, choose_precision, this_machine
+
+CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
+
+
+def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for flags, expected in (
+        ("fma avx2 avx512f", torch.float32),
+        ("avx512f avx512_bf16", torch.bfloat16),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert choose_precision(torch.device("cpu"), tmp_path / "cpuinfo") == expected
+    assert choose_precision(torch.device("cpu"), tmp_path / "no such file") == torch.float32
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert choose_precision(torch.device("cpu"), tmp_path / "cpuinfo") == torch.float32
+    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert choose_precision(torch.device("cuda")) == expected
+
+
+def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * 10**9, 16 * 10**9))
+    sizes = [
+        choose_batch_size(torch.device(kind), side**2)
+        for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))
+    ]
+    assert sizes == [8, 64, 7]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 16 * 10**9))
+    assert choose_batch_size(torch.device("cuda"), 224**2) == 1
+
+
+def test_a_machine_says_what_it_is_in_plain_values():
+    machine = this_machine()
+    info = machine.info()
+    assert json.loads(json.dumps(asdict(info))) == asdict(info)
+    assert info.device in ("cpu", "cuda") and info.precision == str(machine.precision)
+    assert info.threads == torch.get_num_threads()
+    assert torch.__version__.startswith(info.versions["torch"]) and "python" in info.versions
+    assert CPU.batch_size(224**2) == 8
+
+
+def test_a_precision_holds_inside_its_block_alone():
+    x = torch.ones(2, 2)
+    for precision in (torch.float32, torch.bfloat16):
+        with CPU.autocast(precision):
+            assert (x @ x).dtype == precision
+    assert (x @ x).dtype == torch.float32
+
+
+# ---- the clock ----------------------------------------------------------------------------------
+
+
+class Hand:
+    """A clock's hand that the test moves."""
+
+    def __init__(self):
+        self.time = 100.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def hand():
+    return Hand()
+
+
+def test_seconds_add_up_by_phase(hand):
+    clock = Clock(now=hand)
+    hand.time += 1  # nothing runs
+    for seconds in (2, 3):
+        with clock.phase("head"):
+            hand.time += seconds
+        hand.time += 10
+    with clock.phase("weights"):
+        hand.time += 7
+    assert clock.seconds == {"head": 5, "weights": 7}
+
+
+def test_a_phase_inside_another_one_pauses_it(hand):
+    clock = Clock(now=hand)
+    with clock.phase("head"):
+        hand.time += 1
+        with clock.phase("training views"):
+            hand.time += 20
+            with clock.phase("features from disk"):
+                hand.time += 300
+            hand.time += 4
+        hand.time += 5
+        with clock.phase("training views"):
+            hand.time += 6
+    assert clock.seconds == {"head": 6, "training views": 30, "features from disk": 300}
+    assert sum(clock.seconds.values()) == hand.time - 100
+
+
+def test_a_phase_inside_itself_counts_once(hand):
+    clock = Clock(now=hand)
+    with clock.phase("head"):
+        hand.time += 1
+        with clock.phase("head"):
+            hand.time += 2
+        hand.time += 3
+    assert clock.seconds == {"head": 6}
+
+
+def test_a_phase_that_fails_has_taken_its_time(hand):
+    clock = Clock(now=hand)
+    with clock.phase("outer"), pytest.raises(ZeroDivisionError):
+        hand.time += 1
+        with clock.phase("inner"):
+            hand.time += 2
+            raise ZeroDivisionError
+    hand.time += 50
+    with clock.phase("outer"):
+        hand.time += 3
+    assert clock.seconds == {"outer": 4, "inner": 2}

@@ -1,0 +1,101 @@
+"""What an audit leaves behind: a table of findings, one of leaks, the record, the figures."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from ..artifacts import save_figure, write_table, write_text
+from ..machine import Machine
+from ..records import RunRecord, data_info, to_json
+from ..views import faces_augmentation
+from .figures import plot_audit, plot_suspects
+from .findings import Finding
+from .labels import PlantedCheck
+from .leaks import LeakTest
+from .result import SEED, AuditResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRecord(RunRecord):
+    """What an audit saw and with which backbone: what its tables do not hold."""
+
+    kind: str = "audit"
+    class_sizes: dict[str, int]
+    counts: dict[str, int]  # findings of each kind
+    serious: dict[str, int]  # serious ones of each kind
+    out_of_fold_accuracy: float | None  # None: labels were not checked
+    suspects: int
+    planted: PlantedCheck | None
+    leaks: tuple[LeakTest, ...]
+
+
+def finding_table(audit: AuditResult) -> pd.DataFrame:
+    """The findings, a row each."""
+    columns = [field.name for field in fields(Finding)]
+    return pd.DataFrame(audit.findings, columns=columns)
+
+
+def leak_table(audit: AuditResult) -> pd.DataFrame:
+    """The accuracies behind the leak report, a row a repeat."""
+    rows = []
+    for leak in audit.leaks:
+        for repeat, random in enumerate(leak.random):
+            row = {
+                "data": audit.image_set.digest,
+                "model": audit.weights.timm_name,
+                "weights": audit.weights.source,
+                "grouping": leak.grouping,
+                "images": leak.images,
+                "groups": leak.groups,
+                "folds": leak.folds,
+                "repeat": repeat,
+                "random": random,
+                "grouped": leak.grouped[repeat],
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def make_record(audit: AuditResult, machine: Machine, stamp: str) -> AuditRecord:
+    """The record of an audit."""
+    check = audit.labels
+    return AuditRecord(
+        stamp=stamp,
+        data=(data_info(audit.image_set),),
+        weights=(audit.weights,),
+        machine=machine.info(),
+        seed=SEED,
+        augmentation=faces_augmentation().info(),
+        class_sizes=audit.class_sizes,
+        counts=dict(audit.counts),
+        serious=dict(audit.serious),
+        out_of_fold_accuracy=check.accuracy if check else None,
+        suspects=len(check.suspects) if check else 0,
+        planted=check.planted if check else None,
+        leaks=audit.leaks,
+    )
+
+
+def keep_figure(out: Path, name: str, stamp: str, figure: plt.Figure) -> Path:
+    """Writes a figure as img/NAME_STAMP.png and closes it."""
+    path = save_figure(figure, out, name, stamp=stamp)
+    plt.close(figure)
+    return path
+
+
+def write_audit(out: Path, stamp: str, audit: AuditResult, machine: Machine) -> list[Path]:
+    """Writes findings, leak accuracies, the record, its figure and the contact sheet."""
+    result = out / "result"
+    written = [write_table(result / f"audit_findings_{stamp}.csv", finding_table(audit))]
+    if audit.leaks:
+        written.append(write_table(result / f"audit_leak_{stamp}.csv", leak_table(audit)))
+    record = make_record(audit, machine, stamp)
+    written.append(write_text(result / f"audit_summary_{stamp}.json", to_json(record)))
+    written.append(keep_figure(out, "audit", stamp, plot_audit(audit)))
+    check = audit.labels
+    if check is not None and len(check.suspects):
+        sheet = plot_suspects(audit, check)
+        written.append(keep_figure(out, "audit_labels", stamp, sheet))
+    return written

