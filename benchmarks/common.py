@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,15 +27,25 @@ from transferlab.errors import UserError
 from transferlab.heldout import INNER_SHARE, study_of_all
 from transferlab.machine import Machine, MachineInfo
 from transferlab.plan import Plan, Point
-from transferlab.pretrained import WeightsInfo
+from transferlab.pretrained import BACKBONES, WeightsInfo
 from transferlab.records import BenchmarkRecord, to_json
-from transferlab.store import NO_STORE, Store, open_store, pack, unpack
-from transferlab.study import Study
+from transferlab.store import (
+    NO_STORE,
+    Store,
+    cache_bound,
+    open_store,
+    pack,
+    trim_to_bound,
+    unpack,
+)
+from transferlab.study import Frozen, Study, freeze_backbone
 from transferlab.train import Settings
 from transferlab.views import Renderer
 
 ROOT = Path(__file__).parents[1]
 FRESH_VIEWS = Settings(views=30, rule="cycle")  # a fresh random view in each of the 30 epochs
+# The study's backbones, and two more that have pretrained weights.
+WITH_WEIGHTS = (*BACKBONES, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 FOLDER = "result/benchmarks"  # under --out: tables and records
 
 
@@ -152,6 +163,44 @@ def seed_folds(
             )
             folds.append(fold)
     return folds
+
+
+@contextmanager
+def feature_cache(folder: str | Path) -> Iterator[Store]:
+    """The store of features in a folder; "" keeps nothing. It is brought back within its bound at
+    the end, also after an error.
+
+    Raises:
+        UserError: as `cache_bound`.
+    """
+    cache_bound()  # an unusable one is said before any time is spent
+    store = open_store(folder)
+    try:
+        yield store
+    finally:
+        trim_to_bound(store)
+
+
+def check_weights(found: WeightsInfo, planned: WeightsInfo) -> None:
+    """Makes sure that a backbone computes with the weights that the record and the points name.
+
+    Raises:
+        UserError: it has others.
+    """
+    if found.sha256 != planned.sha256:
+        changed = f"the weights of {planned.name} have changed since the start"
+        raise UserError(f"{changed}: run again")
+
+
+def freeze_planned(planned: WeightsInfo, study: Study, *, weights: str) -> Frozen:
+    """A frozen backbone, as `freeze_backbone`, with the weights that were found at the start.
+
+    Raises:
+        UserError: as `freeze_backbone` and `check_weights`.
+    """
+    frozen = freeze_backbone(planned.name, study, weights=weights)
+    check_weights(frozen.info, planned)
+    return frozen
 
 
 def list_sources(infos: Iterable[WeightsInfo]) -> str:

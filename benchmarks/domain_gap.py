@@ -40,10 +40,14 @@ from torch import nn
 
 from benchmarks.common import (
     FRESH_VIEWS,
+    WITH_WEIGHTS,
     Pair,
     all_images,
     benchmark_store,
+    check_weights,
     code_digest,
+    feature_cache,
+    freeze_planned,
     list_sources,
     make_parser,
     make_point,
@@ -54,7 +58,6 @@ from benchmarks.common import (
     write_results,
 )
 from transferlab.backbones import (
-    BACKBONES,
     create_backbone,
     fold_batchnorm,
     normalize,
@@ -71,14 +74,12 @@ from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, ORANGE
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
-from transferlab.store import default_cache, open_store
-from transferlab.study import Frozen, Study, freeze_backbone
-from transferlab.techniques import study_head
+from transferlab.store import Store, default_cache
+from transferlab.study import Frozen, Study
+from transferlab.techniques import TUNING_RATE, study_head
 from transferlab.train import Settings, TrainData, TrainResult, train
 
 NAME = "domain_gap"
-MODELS = (*BACKBONES, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-TUNING_RATE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +207,7 @@ def train_from(model: nn.Module, cut: str, study: Study) -> TrainResult:
 
         def activations(view: int, index: torch.Tensor) -> torch.Tensor:
             blocks = study.renderer.blocks(view, index)
-            precision = machine.precision if view else torch.float32
+            precision = machine.precision_of(view)
             return extract_large(
                 folded, blocks, len(index), folder, machine=machine, precision=precision
             )
@@ -232,9 +233,14 @@ def cka_matrix(
     return tuple(lines)
 
 
-def tune_partly(study: Study, tuning: Tuning, weights: str) -> Moved:
-    """Trains everything from the cut on and compares the stages with those before."""
-    model, _ = create_backbone(tuning.pair.model, weights)
+def tune_partly(study: Study, tuning: Tuning, planned: WeightsInfo, weights: str) -> Moved:
+    """Trains everything from the cut on and compares the stages with those before.
+
+    Raises:
+        UserError: as `create_backbone` and `check_weights`.
+    """
+    model, info = create_backbone(planned.name, weights)
+    check_weights(info, planned)
     study_head(model, study).to(study.machine.device)
     before = copy.deepcopy(model)
     result = train_from(model, tuning.cut, study)
@@ -339,13 +345,12 @@ def find_weights(models: Sequence[str], weights: str) -> dict[str, WeightsInfo]:
     return pretrained
 
 
-def prepare(options: Options, machine: Machine) -> Setup:
+def prepare(options: Options, machine: Machine, store: Store) -> Setup:
     """Loads the data and looks for the weights.
 
     Raises:
         UserError: as `all_images` and `find_weights`.
     """
-    store = open_store(options.cache_dir)
     studies = {
         name: all_images(options.data, dataset, FRESH_VIEWS, machine=machine, store=store)
         for name, dataset in DATASETS.items()
@@ -357,9 +362,10 @@ def prepare(options: Options, machine: Machine) -> Setup:
 def describe(setup: Setup) -> BenchmarkRecord:
     """The record, before anything is measured; its settings are those of partial fine-tuning."""
     epochs = setup.options.epochs
+    data = [data_info(one.image_set, one.renderer.augmentation) for one in setup.studies.values()]
     return BenchmarkRecord(
         kind=NAME,
-        data=tuple(data_info(study.image_set) for study in setup.studies.values()),
+        data=tuple(data),
         weights=tuple(setup.infos.values()),
         machine=setup.machine.info(),
         settings=replace(FRESH_VIEWS, epochs=epochs, views=epochs, lr=TUNING_RATE),
@@ -384,7 +390,8 @@ def features_of(setup: Setup, pair: Pair) -> FeatureScores:
     """One backbone's features of one dataset."""
     study = setup.studies[pair.dataset]
     folds = make_folds(study.image_set.labels, k=5, repeats=5, seed=0)
-    frozen = freeze_backbone(pair.model, study, weights=setup.options.weights)
+    planned = setup.infos[pair.model]
+    frozen = freeze_planned(planned, study, weights=setup.options.weights)
     return describe_features(frozen, study, folds)
 
 
@@ -393,7 +400,8 @@ def tuned_on_split(setup: Setup, settings: Settings, tuning: Tuning) -> Moved:
     data = setup.options.data
     dataset = DATASETS[tuning.pair.dataset]
     study = make_study(data, dataset=dataset, settings=settings, machine=setup.machine)
-    return tune_partly(study, tuning, setup.options.weights)
+    planned = setup.infos[tuning.pair.model]
+    return tune_partly(study, tuning, planned, setup.options.weights)
 
 
 def make_plans(setup: Setup, record: BenchmarkRecord) -> Plans:
@@ -473,7 +481,11 @@ def parse(arguments: Sequence[str] | None) -> Options:
         __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
     )
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {' '.join(MODELS)}"
+        "--models",
+        nargs="+",
+        default=WITH_WEIGHTS,
+        metavar="NAME",
+        help=f"default: {' '.join(WITH_WEIGHTS)}",
     )
     parser.add_argument(
         "--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)"
@@ -487,11 +499,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
 def main(arguments: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
     """Measures, prints, writes -> exit code."""
     options = parse(arguments)
-    setup = prepare(options, machine or this_machine())
-    record = describe(setup)
-    plans = make_plans(setup, record)
-    scores = measure_features(setup.pairs, plans.features)
-    moved = measure_tunings(setup.tunings, plans.tunings)
+    with feature_cache(options.cache_dir) as store:
+        setup = prepare(options, machine or this_machine(), store)
+        record = describe(setup)
+        plans = make_plans(setup, record)
+        scores = measure_features(setup.pairs, plans.features)
+        moved = measure_tunings(setup.tunings, plans.tunings)
     rows = feature_rows(scores) + cka_rows(moved)
     record = replace(record, facts=record.facts | {"tuned": tuning_facts(moved)})
     sources = list_sources(setup.infos.values())

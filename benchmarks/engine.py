@@ -259,9 +259,8 @@ def measure_round(model: str, data: str, weights: str, machine: Machine) -> Roun
         found.append(time_heads(kind, first.views, labels))
     found.append(measure_memory("memory_mb", "run_once", model, data, weights))
     found.append(measure_memory("memory_imports_mb", "do_nothing"))
-    return Round(
-        quantities=tuple(found), data=data_info(study.image_set), weights=first.frozen.info
-    )
+    data_used = data_info(study.image_set, study.renderer.augmentation)
+    return Round(quantities=tuple(found), data=data_used, weights=first.frozen.info)
 
 
 # ---- the command -----------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def label_of(setting: Setting) -> str:
 
 
 REFERENCE = Setting(scheme="cycle", views=30)
-DEFAULT = Setting(scheme="cycle+clean", views=4)  # decided here, not picked from the table
+# Decided here, not picked from the table. The scheme "cycle+clean" is the library's rule
+# "clean+cycle", its default with as many views (`transferlab.train.Settings`).
+DEFAULT = Setting(scheme="cycle+clean", views=4)
 
 
 Values = dict[Pair, np.ndarray]  # [S, N] fp64 each: one value a seed and image

@@ -36,7 +36,10 @@ from benchmarks.common import (
     Pair,
     all_images,
     benchmark_store,
+    check_weights,
     code_digest,
+    feature_cache,
+    freeze_planned,
     list_sources,
     make_parser,
     make_point,
@@ -65,7 +68,7 @@ from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
-from transferlab.store import default_cache, open_store
+from transferlab.store import Store, default_cache
 from transferlab.study import Frozen, Study, freeze_backbone, train_study
 from transferlab.techniques import study_head
 from transferlab.train import Epoch, Settings, TrainData, evaluate, train
@@ -604,17 +607,21 @@ def changed_entries(model: nn.Module, before: Mapping[str, torch.Tensor]) -> tup
     return tuple(changed)
 
 
-def train_in_both_modes(name: str, study: Study, weights: str) -> Modes:
+def train_in_both_modes(planned: WeightsInfo, study: Study, weights: str) -> Modes:
     """A frozen backbone in both modes on the study's split.
 
     Both train the same head on the same views in the same order. Validation is in eval mode, so the
     second meets statistics there that have moved.
+
+    Raises:
+        UserError: as `freeze_planned`.
     """
-    frozen = freeze_backbone(name, study, weights=weights)
+    frozen = freeze_planned(planned, study, weights=weights)
     in_eval, record = train_study(frozen, study, progress=False)
     pairs = zip(record.val_predictions, record.val_labels)
     right_in_eval = tuple(predicted == label for predicted, label in pairs)
-    model, _ = create_backbone(name, weights)
+    model, info = create_backbone(planned.name, weights)
+    check_weights(info, planned)
     study_head(model, study)
     whole = split_at(model.to(study.machine.device), "input")[1].requires_grad_(False)
     model.get_submodule(classifier_name(model)).requires_grad_(True)
@@ -714,13 +721,12 @@ def find_weights(weights: str) -> dict[str, WeightsInfo]:
     return infos
 
 
-def prepare(options: Options, machine: Machine) -> Setup:
+def prepare(options: Options, machine: Machine, store: Store) -> Setup:
     """Loads the data and looks for the weights.
 
     Raises:
         UserError: as `all_images`, `find_weights` and `make_folds`.
     """
-    store = open_store(options.cache_dir)
     studies = {
         name: all_images(options.data, dataset, SETTINGS, machine=machine, store=store)
         for name, dataset in DATASETS.items()
@@ -754,9 +760,10 @@ def list_trainings(infos: Mapping[str, WeightsInfo]) -> list[Training]:
 def describe(setup: Setup) -> BenchmarkRecord:
     """The record, before anything is measured."""
     options = setup.options
+    data = [data_info(one.image_set, one.renderer.augmentation) for one in setup.studies.values()]
     return BenchmarkRecord(
         kind=NAME,
-        data=tuple(data_info(study.image_set) for study in setup.studies.values()),
+        data=tuple(data),
         weights=tuple(setup.infos.values()),
         machine=setup.machine.info(),
         settings=SETTINGS,
@@ -770,8 +777,10 @@ def training_measures(setup: Setup) -> dict[str, Callable[[], Any]]:
 
     @functools.lru_cache(maxsize=1)  # one at a time stays in memory
     def frozen_on(pair: Pair, kind: str) -> Frozen:
-        weights = "none" if kind == "random" else setup.options.weights
-        return freeze_backbone(pair.model, setup.studies[pair.dataset], weights=weights)
+        study = setup.studies[pair.dataset]
+        if kind == "random":
+            return freeze_backbone(pair.model, study, weights="none")
+        return freeze_planned(setup.infos[pair.model], study, weights=setup.options.weights)
 
     def measure(training: Training) -> dict[str, Any]:
         pair = training.pair
@@ -794,7 +803,7 @@ def make_plan(setup: Setup, record: BenchmarkRecord) -> Plan:
         return make_point(key, measure)
 
     def modes() -> dict[str, Any]:
-        return asdict(train_in_both_modes("resnet50", setup.split, weights))
+        return asdict(train_in_both_modes(setup.infos["resnet50"], setup.split, weights))
 
     measures = training_measures(setup)
     measures["speed"] = functools.partial(time_backbones, setup.split, weights)
@@ -860,11 +869,12 @@ def parse(arguments: Sequence[str] | None) -> Options:
 def main(arguments: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
     """Measures, prints, writes -> exit code."""
     options = parse(arguments)
-    setup = prepare(options, machine or this_machine())
-    record = describe(setup)
-    plan = make_plan(setup, record)
-    trainings = list_trainings(setup.infos)
-    values = measure_all(plan, trainings)
+    with feature_cache(options.cache_dir) as store:
+        setup = prepare(options, machine or this_machine(), store)
+        record = describe(setup)
+        plan = make_plan(setup, record)
+        trainings = list_trainings(setup.infos)
+        values = measure_all(plan, trainings)
     claims = judge_all(setup, values)
     for claim in claims:
         print(claim)

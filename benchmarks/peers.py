@@ -356,6 +356,7 @@ def describe(
     """The record of all runs."""
     measured = {one.turn.system for one in finished}
     ordered = [system for system in SYSTEMS if system in measured]
+    augmentation = FACES.augmentation(comparison.size)
     facts = {
         "settings": {name: asdict(settings_of(name, comparison.epochs)) for name in ordered},
         "size": comparison.size,
@@ -368,11 +369,10 @@ def describe(
     }
     return BenchmarkRecord(
         kind=NAME,
-        data=(data_info(comparison.image_set),),
+        data=(data_info(comparison.image_set, augmentation),),
         weights=(comparison.info,),
         machine=comparison.machine.info(),
         seed=SEED,
-        augmentation=FACES.augmentation(comparison.size).info(),
         facts=facts,
     )
 

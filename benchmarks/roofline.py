@@ -41,6 +41,7 @@ from benchmarks.common import (
     benchmark_store,
     check_rounds,
     code_digest,
+    freeze_planned,
     list_sources,
     load_dataset,
     make_parser,
@@ -66,7 +67,7 @@ from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.pretrained import BACKBONES, WeightsInfo, check_weights_place
 from transferlab.records import BenchmarkRecord, DataInfo, data_info, from_plain
-from transferlab.study import Study, freeze_backbone, train_study
+from transferlab.study import Study, train_study
 from transferlab.train import Settings
 from transferlab.views import BLOCK, Renderer
 
@@ -173,7 +174,7 @@ def load_sweeps(
         dataset = dataset_of(name)
         if dataset.name not in images:
             image_set = load_dataset(data, dataset)
-            infos[dataset.name] = data_info(image_set)
+            infos[dataset.name] = data_info(image_set, dataset.augmentation(224))
             images[dataset.name] = clean_images(image_set, dataset).to(machine.device)
         its_images = images[dataset.name]
         swept[name] = prepare_sweep(name, weights, its_images, infos[dataset.name], machine)
@@ -256,19 +257,23 @@ Train = Callable[..., tuple[Any, Any]]  # as `train_study`
 
 
 def run_study(
-    name: str,
+    planned: WeightsInfo,
     load: Callable[[], Study],
     weights: str,
     *,
     train: Train = train_study,
 ) -> Run:
-    """One whole run in this process, on the study that `load` gives."""
+    """One whole run in this process, on the study that `load` gives.
+
+    Raises:
+        UserError: as `freeze_planned`.
+    """
     started = time.perf_counter()
     study = load()
     loaded = time.perf_counter()
     renderer = CountingRenderer(study.renderer)
     study = replace(study, renderer=renderer)
-    frozen = freeze_backbone(name, study, weights=weights)
+    frozen = freeze_planned(planned, study, weights=weights)
     renderer.watch(frozen.features.lower)
     built = time.perf_counter()
     result, _ = train(frozen, study, progress=False)
@@ -292,19 +297,23 @@ def run_study(
     )
 
 
-def run_once(name: str, data: str, weights: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """`run_study` of a backbone on its dataset; settings and `Run` as plain values."""
+def run_once(
+    planned: dict[str, Any], data: str, weights: str, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """`run_study` of a backbone on its dataset; `WeightsInfo`, settings and `Run` as plain
+    values."""
+    info = from_plain(WeightsInfo, planned)
 
     def load() -> Study:
         return make_study(
             data,
-            dataset=dataset_of(name),
+            dataset=dataset_of(info.name),
             settings=from_plain(Settings, settings),
             machine=this_machine(),
             seed=SEED,
         )
 
-    return asdict(run_study(name, load, weights))
+    return asdict(run_study(info, load, weights))
 
 
 # ---- points ----------------------------------------------------------------------------------
@@ -332,10 +341,12 @@ class Task:
 def measure_model(name: str, swept: Swept, task: Task) -> Measured:
     """One round of one backbone: the sweep, then the run."""
     rates = sweep_rates(swept.variants, swept.images, swept.precisions, machine=task.machine)
+    planned = asdict(swept.weights)
     # What cannot be had is not looked for again.
     weights = task.weights if swept.weights.measures_transfer else "none"
     settings = asdict(task.settings)
-    returned = in_fresh_process("benchmarks.roofline.run_once", name, task.data, weights, settings)
+    function = "benchmarks.roofline.run_once"
+    returned = in_fresh_process(function, planned, task.data, weights, settings)
     run = from_plain(Run, returned.value)
     return Measured(rates=rates, run=run, peak_memory_mb=returned.peak_mb)
 

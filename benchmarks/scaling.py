@@ -48,6 +48,7 @@ from benchmarks.common import (
     benchmark_store,
     check_rounds,
     code_digest,
+    freeze_planned,
     list_sources,
     load_dataset,
     make_parser,
@@ -70,7 +71,7 @@ from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.pretrained import WeightsInfo, check_weights_place
 from transferlab.records import BenchmarkRecord, DataInfo, data_info, from_plain
 from transferlab.store import open_store
-from transferlab.study import freeze_backbone, train_study
+from transferlab.study import train_study
 from transferlab.train import Settings, evaluate
 
 LABELS = {
@@ -115,7 +116,8 @@ class Inputs:
     """Where the data and weights are, and the features that points share."""
 
     data: str
-    weights: dict[str, str]  # {backbone: what to give for it}
+    weights: str
+    infos: dict[str, WeightsInfo]  # by backbone: what was found there at the start
     cache_dir: str
 
 
@@ -123,7 +125,7 @@ class Inputs:
 class Source:
     """What a process of its own computes with: plain values."""
 
-    model: str
+    backbone: WeightsInfo
     data: str
     weights: str
     settings: Settings
@@ -185,7 +187,7 @@ def run_whole(plain: dict[str, Any]) -> dict[str, Any]:
         size=source.size,
     )
     loaded = time.perf_counter()
-    frozen = freeze_backbone(source.model, study, weights=source.weights)
+    frozen = freeze_planned(source.backbone, study, weights=source.weights)
     built = time.perf_counter()
     train_study(frozen, study, progress=False)
     ended = time.perf_counter()
@@ -206,12 +208,17 @@ class Drawn:
     """Features of all images of a dataset."""
 
     image_set: ImageSet
-    clean: torch.Tensor  # fp32 [N, D]
-    views: torch.Tensor  # [K, N, D], the random ones
+    settings: Settings
+    views: torch.Tensor  # fp32 [1 + K, N, D], the clean one first
+
+    @property
+    def clean(self) -> torch.Tensor:
+        """The clean view [N, D]."""
+        return self.views[0]
 
     def view_of(self, epoch: int) -> torch.Tensor:
-        """What epoch 0, 1, ... trains on."""
-        return self.views[epoch % len(self.views)]
+        """What epoch 0, 1, ... trains on [N, D]."""
+        return self.views[self.settings.view_of(epoch)]
 
 
 def draw_features(source: Source) -> Drawn:
@@ -224,9 +231,10 @@ def draw_features(source: Source) -> Drawn:
         seed=SEED,
     )
     everything = replace(study, fold=everything_fold(study.image_set))
-    frozen = freeze_backbone(source.model, everything, weights=source.weights)
-    views = [frozen.features.train(1 + view) for view in range(source.settings.views)]
-    return Drawn(image_set=study.image_set, clean=frozen.features.clean, views=torch.stack(views))
+    frozen = freeze_planned(source.backbone, everything, weights=source.weights)
+    settings = source.settings
+    views = [frozen.features.train(view) for view in range(settings.views + 1)]
+    return Drawn(image_set=study.image_set, settings=settings, views=torch.stack(views))
 
 
 def keep_features(plain: dict[str, Any]) -> None:
@@ -305,10 +313,12 @@ Measure = Callable[[str, int, Inputs, Growth], Measured]
 def source_of(part: str, inputs: Inputs, growth: Growth, **settings: Any) -> Source:
     """What a part's process computes with; `settings` replace those of the growth."""
     model = growth.model_of(part)
+    backbone = inputs.infos[model]
     return Source(
-        model=model,
+        backbone=backbone,
         data=inputs.data,
-        weights=inputs.weights[model],
+        # What cannot be had is not looked for again.
+        weights=inputs.weights if backbone.measures_transfer else "none",
         settings=replace(growth.settings, **settings),
     )
 
@@ -404,7 +414,8 @@ def check_inputs(parts: Sequence[str], data: str, weights: str, growth: Growth) 
         _, infos[name] = create_backbone(name, weights)
     faces = None
     if set(parts) != {"images"}:
-        faces = data_info(load_dataset(data, FACES))
+        # Its size is that of all parts but "resolution".
+        faces = data_info(load_dataset(data, FACES), FACES.augmentation(224))
     return Used(data=faces, infos=infos)
 
 
@@ -532,14 +543,6 @@ def read_options(arguments: list[str] | None, growth: Growth) -> argparse.Namesp
     return options
 
 
-def places_of(infos: dict[str, WeightsInfo], weights: str) -> dict[str, str]:
-    """What to give for each backbone's weights: what cannot be had is not looked for again."""
-    places = {}
-    for name, info in infos.items():
-        places[name] = weights if info.measures_transfer else "none"
-    return places
-
-
 def make_record(work: Work, options: argparse.Namespace) -> BenchmarkRecord:
     """What the table was measured on, and how."""
     used = work.used
@@ -576,13 +579,13 @@ def main(
     weights = check_weights_place(options.weights)
     used = check_inputs(options.parts, options.data, weights, growth)
     store = benchmark_store(options.out, "scaling")
-    places = places_of(used.infos, weights)
     cells = list_cells(options.parts, options.rounds, growth)
     with tempfile.TemporaryDirectory() as cache_dir:
+        inputs = Inputs(data=options.data, weights=weights, infos=used.infos, cache_dir=cache_dir)
         work = Work(
             cells=tuple(cells),
             used=used,
-            inputs=Inputs(data=options.data, weights=places, cache_dir=cache_dir),
+            inputs=inputs,
             growth=growth,
             machine=this_machine(),
             measure=measure,

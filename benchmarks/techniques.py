@@ -50,9 +50,13 @@ from torch import nn
 
 from benchmarks.common import (
     FRESH_VIEWS,
+    WITH_WEIGHTS,
     Pair,
     benchmark_store,
+    check_weights,
     code_digest,
+    feature_cache,
+    freeze_planned,
     list_sources,
     make_parser,
     make_point,
@@ -62,7 +66,6 @@ from benchmarks.common import (
     write_results,
 )
 from transferlab.backbones import (
-    BACKBONES,
     Normalized,
     build_model,
     create_backbone,
@@ -78,7 +81,7 @@ from transferlab.plots import plot_technique_accuracies, plot_techniques
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
 from transferlab.store import Store, default_cache, open_store
-from transferlab.study import Frozen, Study, freeze_backbone
+from transferlab.study import Frozen, Study
 from transferlab.techniques import (
     FROZEN,
     TUNED,
@@ -91,7 +94,6 @@ from transferlab.train import Evaluation, Settings, TrainResult, evaluate
 from transferlab.views import BLOCK, Renderer
 
 NAME = "techniques"
-MODELS = (*BACKBONES, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 BESIDE_TUNED = {"linear probe": FROZEN["linear probe"], **TUNED}  # measured at the same size
 ALONE = "full fine-tuning"  # whose time is told without pretrained weights
 
@@ -189,11 +191,16 @@ def measure_frozen(technique: Technique, study: Study, frozen: Frozen, fold: Fol
 
 
 def measure_tuned(
-    technique: Technique, name: str, weights: str, study: Study, fold: Fold
+    technique: Technique, planned: WeightsInfo, weights: str, study: Study, fold: Fold
 ) -> Outcome:
     """One technique that trains more than a head, on one fold; `seconds` with those of drawing
-    views."""
-    model, _ = create_backbone(name, weights)
+    views.
+
+    Raises:
+        UserError: as `create_backbone` and `check_weights`.
+    """
+    model, info = create_backbone(planned.name, weights)
+    check_weights(info, planned)
     on_fold = replace(study, seed=fold.number).on(fold)
     started = time.perf_counter()
     results = technique(model, on_fold)
@@ -422,7 +429,8 @@ def make_measure(setup: Setup) -> Callable[[Trial], Outcome]:
 
     @functools.lru_cache(maxsize=1)  # one at a time stays in memory
     def frozen_of(pair: Pair) -> Frozen:
-        return freeze_backbone(pair.model, setup.studies[pair.dataset], weights=weights)
+        planned = setup.infos[pair.model]
+        return freeze_planned(planned, setup.studies[pair.dataset], weights=weights)
 
     def measure(trial: Trial) -> Outcome:
         pair = trial.pair
@@ -432,7 +440,7 @@ def make_measure(setup: Setup) -> Callable[[Trial], Outcome]:
             technique = FROZEN[trial.technique]
             return measure_frozen(technique, setup.studies[data], frozen_of(pair), fold)
         technique = BESIDE_TUNED[trial.technique]
-        return measure_tuned(technique, pair.model, weights, tuned[data], fold)
+        return measure_tuned(technique, setup.infos[pair.model], weights, tuned[data], fold)
 
     return measure
 
@@ -441,9 +449,11 @@ def describe(setup: Setup) -> BenchmarkRecord:
     """The record, before anything is measured."""
     request = setup.request
     options = request.options
+    # Of frozen techniques; tuned ones draw the same views at `size`.
+    data = [data_info(one.image_set, one.renderer.augmentation) for one in setup.studies.values()]
     return BenchmarkRecord(
         kind=f"{NAME}_gpu" if request.on_gpu else NAME,
-        data=tuple(data_info(study.image_set) for study in setup.studies.values()),
+        data=tuple(data),
         weights=tuple(setup.pretrained.values()),
         machine=request.machine.info(),
         settings=request.settings,
@@ -484,7 +494,7 @@ def alone_measures(setup: Setup) -> dict[str, Callable[[], Outcome]]:
         study = setup.studies[pair.dataset]
         study = replace(study, settings=setup.request.tuned_settings)
         fold = setup.folds[pair.dataset].folds[0]
-        arguments = (TUNED[ALONE], pair.model, "none", study, fold)
+        arguments = (TUNED[ALONE], setup.infos[pair.model], "none", study, fold)
         measures[f"alone, {pair}"] = functools.partial(measure_tuned, *arguments)
     return measures
 
@@ -713,8 +723,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
     data = "a folder with the study's datasets, or any one of images"
     parser = make_parser(__doc__, data=data, weights="a folder with the backbones' weights")
     option = parser.add_argument
-    text = f"frozen (default: {' '.join(MODELS)})"
-    option("--models", nargs="*", default=MODELS, metavar="NAME", help=text)
+    text = f"frozen (default: {' '.join(WITH_WEIGHTS)})"
+    option("--models", nargs="*", default=WITH_WEIGHTS, metavar="NAME", help=text)
     text = "train more of them (default: see above)"
     option("--tuned", nargs="*", metavar="DATASET:NAME", help=text)
     numbers = {"folds": 5, "size": 112, "epochs": 10, "processes": 1}
@@ -766,11 +776,12 @@ def main(
     options = parse(arguments)
     until = now() + 60 * options.minutes
     request = Request(options=options, machine=machine or this_machine(), settings=settings)
-    setup = prepare(request)
-    check_pairs(setup.pairs, setup.infos, options.size)
-    work = plan_work(setup)
-    alone = measure_alone(work) if request.on_gpu else []
-    found = measure_all(work, until, now)
+    with feature_cache(options.cache_dir):
+        setup = prepare(request)
+        check_pairs(setup.pairs, setup.infos, options.size)
+        work = plan_work(setup)
+        alone = measure_alone(work) if request.on_gpu else []
+        found = measure_all(work, until, now)
     finish(work, found, alone)
     return 0
 

@@ -46,6 +46,7 @@ from benchmarks.common import (
     Setting,
     benchmark_store,
     code_digest,
+    feature_cache,
     list_sources,
     load_dataset,
     make_parser,
@@ -67,7 +68,7 @@ from transferlab.metrics import Interval, bootstrap_interval
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.pretrained import WeightsInfo, check_weights_place
 from transferlab.records import BenchmarkRecord, DataInfo, data_info
-from transferlab.store import Store, open_store, trim_to_bound
+from transferlab.store import Store
 from transferlab.train import ViewOf
 from transferlab.views import BLOCK, Renderer
 
@@ -166,7 +167,7 @@ def draw_views(
         drawn[Pair(dataset=dataset.name, model=name)] = PairFeatures(
             views=torch.stack(views),
             labels=image_set.labels,
-            data=data_info(image_set),
+            data=data_info(image_set, renderer.augmentation),
             weights=part.info,
         )
     return drawn
@@ -643,8 +644,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
     machine = this_machine()
     store = benchmark_store(options.out, "views")
-    cache = open_store(options.cache_dir)
-    features = draw_everything(options, machine, cache)
+    with feature_cache(options.cache_dir) as cache:
+        features = draw_everything(options, machine, cache)
     work = Work(features=features, machine=machine, store=store)
     raw = measure_all(work, minutes=options.minutes)
     table = make_table(raw)
@@ -654,7 +655,6 @@ def main(arguments: list[str] | None = None) -> int:
     figure = plot_curves(table, list_sources(record.weights))
     stamp = write_results(options.out, table, record, figure)
     write_raw(Path(options.out) / FOLDER / f"views_raw_{stamp}.npz", raw)
-    trim_to_bound(cache)
     return 0
 
 

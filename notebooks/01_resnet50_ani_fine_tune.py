@@ -123,13 +123,14 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.backbones: trace, can_fold, fold_batchnorm, fold_pair, count_parameters
 
 # %% id="setup-store"
-# @inline transferlab.store: key_text, checksum, pack, unpack, Store, NO_STORE, read_kept
-
-# %% id="setup-store-2"
+# @inline transferlab.store: ABANDONED_SECONDS, key_text, checksum, Store, NO_STORE, read_kept
 # @inline transferlab.store: open_store
 
+# %% id="setup-store-2"
+# @inline transferlab.store: sweep_leftovers
+
 # %% id="setup-features"
-# @inline transferlab.features: REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
+# @inline transferlab.features: FEATURES_REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
 
 # %% id="setup-train"
 # @inline transferlab.train: ViewOf, Mix, Settings, Epoch, TrainResult, Evaluation, TrainData
@@ -145,7 +146,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.records: highest_epoch
 
 # %% id="setup-records-2"
-# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, read_plain
+# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, checked, read_plain
 
 # %% id="setup-artifacts"
 # @inline transferlab.artifacts: OUT_FOLDERS, prepare_out_dir, new_stamp, write_new, write_text
@@ -153,7 +154,10 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-artifacts-2"
 # @inline transferlab.artifacts: save_run, save_figure, SavedModel, load_model, ClassProbability
-# @inline transferlab.artifacts: rank_classes, predict_image
+# @inline transferlab.artifacts: rank_classes, check_augmentation
+
+# %% id="setup-artifacts-3"
+# @inline transferlab.artifacts: predict_image
 
 # %% id="setup-plots"
 # @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_data, describe_run
@@ -442,7 +446,7 @@ print(table.round(3).to_string())
 # %% [markdown] id="time-text"
 # ## 9. 시간은 어디에 쓰였나
 #
-# 막대의 대부분이 백본을 통과하는 시간(training views, validation images)이고, 헤드 학습은 자투리입니다. 에포크를 두 배로 늘려도 늘어나는 것은 그 자투리뿐입니다.
+# 막대의 대부분이 백본을 통과하는 시간(training views, clean view)이고, 헤드 학습은 자투리입니다. 에포크를 두 배로 늘려도 늘어나는 것은 그 자투리뿐입니다.
 
 # %% id="time"
 plot_timings([record])

@@ -122,13 +122,14 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.backbones: trace, can_fold, fold_batchnorm, fold_pair, count_parameters
 
 # %% id="setup-store"
-# @inline transferlab.store: key_text, checksum, pack, unpack, Store, NO_STORE, read_kept
-
-# %% id="setup-store-2"
+# @inline transferlab.store: ABANDONED_SECONDS, key_text, checksum, Store, NO_STORE, read_kept
 # @inline transferlab.store: open_store
 
+# %% id="setup-store-2"
+# @inline transferlab.store: sweep_leftovers
+
 # %% id="setup-features"
-# @inline transferlab.features: REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
+# @inline transferlab.features: FEATURES_REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
 
 # %% id="setup-train"
 # @inline transferlab.train: ViewOf, Mix, Settings, Epoch, TrainResult, Evaluation, TrainData
@@ -144,7 +145,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.records: highest_epoch
 
 # %% id="setup-records-2"
-# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, read_plain
+# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, checked, read_plain
 
 # %% id="setup-artifacts"
 # @inline transferlab.artifacts: OUT_FOLDERS, prepare_out_dir, new_stamp, write_new, write_text
@@ -152,10 +153,10 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-artifacts-2"
 # @inline transferlab.artifacts: save_run, save_figure, SavedModel, load_model, ClassProbability
-# @inline transferlab.artifacts: rank_classes, predict_image
+# @inline transferlab.artifacts: rank_classes, check_augmentation
 
 # %% id="setup-artifacts-3"
-# @inline transferlab.artifacts: COMPARED_FIELDS
+# @inline transferlab.artifacts: predict_image, COMPARED_FIELDS
 
 # %% id="setup-plots"
 # @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_data, describe_run
@@ -429,7 +430,7 @@ print(table.round(3).to_string())
 # %% [markdown] id="time-text"
 # ## 9. 시간은 어디에 쓰였나
 #
-# training views와 validation images가 백본을 통과하는 시간, head가 헤드를 학습하는 시간입니다.
+# training views와 clean view가 백본을 통과하는 시간, head가 헤드를 학습하는 시간입니다.
 
 # %% id="time"
 plot_timings([record])

@@ -131,13 +131,14 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.backbones: trace_whole, lies_in, split_graph, count_parameters
 
 # %% id="setup-store"
-# @inline transferlab.store: key_text, checksum, pack, unpack, Store, NO_STORE, read_kept
-
-# %% id="setup-store-2"
+# @inline transferlab.store: ABANDONED_SECONDS, key_text, checksum, Store, NO_STORE, read_kept
 # @inline transferlab.store: open_store
 
+# %% id="setup-store-2"
+# @inline transferlab.store: sweep_leftovers
+
 # %% id="setup-features"
-# @inline transferlab.features: REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
+# @inline transferlab.features: FEATURES_REVISION, FROM_DISK, FeatureKey, one_ahead, as_blocks
 
 # %% id="setup-train"
 # @inline transferlab.train: ViewOf, Mix, Settings, Epoch, TrainResult, Evaluation, TrainData
@@ -153,7 +154,7 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 # @inline transferlab.records: highest_epoch
 
 # %% id="setup-records-2"
-# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, read_plain
+# @inline transferlab.records: hash_of_split, to_json, from_plain, convert, checked, read_plain
 
 # %% id="setup-techniques"
 # @inline transferlab.techniques: BATCHNORM, NORMALISATION, TUNING_RATE, PAIR_OF
@@ -165,7 +166,10 @@ mount_drive = False  # Colab only: mount Google Drive and write there
 
 # %% id="setup-artifacts-2"
 # @inline transferlab.artifacts: save_run, save_figure, SavedModel, load_model, ClassProbability
-# @inline transferlab.artifacts: rank_classes, predict_image
+# @inline transferlab.artifacts: rank_classes, check_augmentation
+
+# %% id="setup-artifacts-3"
+# @inline transferlab.artifacts: predict_image
 
 # %% id="setup-plots"
 # @inline transferlab.plots: BLUE, ORANGE, GREEN, GREY, describe_data, describe_run

@@ -7,7 +7,14 @@ from named import Named, Row, hash_of, read_rows
 from typed import fail
 
 from transferlab.published import read_record
-from transferlab.records import BenchmarkRecord
+from transferlab.records import BenchmarkRecord, from_plain
+from transferlab.train import Settings
+
+# What these were measured with before schema 2, when their records did not say it.
+UNTOLD = {
+    "engine": Settings(views=30, rule="cycle"),
+    "scaling": Settings(views=30, rule="cycle"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,13 @@ class Benchmark:
     def facts(self) -> dict[str, Any]:
         """What only this benchmark says."""
         return self.record.facts
+
+    @property
+    def settings(self) -> Settings | None:
+        """What it was measured with; None where that is not one thing."""
+        if self.record.schema == 1 and self.record.settings is None:
+            return UNTOLD.get(self.record.kind)
+        return self.record.settings
 
 
 def read_benchmark(named: Named, name: str) -> Benchmark | None:
@@ -49,6 +63,15 @@ class Peers(Benchmark):
     """The benchmark of other tools."""
 
     ratios: tuple[str, ...]  # a line each, in the report's words
+
+    @property
+    def settings(self) -> Settings | None:
+        """Those of `ours_default`; None where it was not measured."""
+        told = self.facts["settings"].get("ours_default")
+        if told is None:
+            return None
+        # Before schema 2 random views were taken in turn, and nothing said so.
+        return from_plain(Settings, {"rule": "cycle"} | told)
 
 
 def in_words(line: str) -> str:

@@ -12,6 +12,7 @@ from sources import Context
 
 from transferlab.metrics import Interval
 from transferlab.plots import BLUE, GREY, ORANGE
+from transferlab.train import Settings
 
 RANDOM = "random initialisation: measures no transfer"
 
@@ -94,12 +95,31 @@ def marks_of_models(compared: Comparison) -> list[Mark]:
     return marks
 
 
+def words_of_views(settings: Settings) -> str:
+    """Which views a head was trained on."""
+    if settings.rule == "cycle":
+        return f"{settings.views} random views"
+    return f"clean + {settings.views} random views"
+
+
+def note_on_views(settings: Settings | None, context: Context) -> str:
+    """What a title adds where the comparison of faces and the study's runs saw other views."""
+    compared = context.compared_faces
+    if compared is None or compared.record.settings is None or settings is None:
+        return ""
+    of_runs = context.runs["resnet50"].record.settings
+    if of_runs is None or words_of_views(of_runs) == words_of_views(compared.record.settings):
+        return ""
+    return f", {words_of_views(settings)}"
+
+
 def draw_faces(axis: Axes, context: Context) -> None:
     """The faces: from the comparison, where one is named, else the study's split."""
     compared = context.compared_faces
     if compared:
         verdicts = ", ".join(pair.verdict for pair in compared.pairs)
-        title = f"faces, held-out folds, n = {compared.data.n}: {verdicts}"
+        views = note_on_views(compared.record.settings, context)
+        title = f"faces, held-out folds, n = {compared.data.n}{views}: {verdicts}"
         draw_checkpoints(axis, marks_of_models(compared), title)
         return
     runs = [context.runs[name] for name in ("resnet50", "densenet121")]
@@ -127,8 +147,10 @@ def draw_insects(axis: Axes, context: Context) -> None:
     """The ants and bees, on the split that they are shipped with."""
     faces = context.runs["resnet50"].record.dataset.name
     runs = [run for run in context.runs.values() if run.record.dataset.name != faces]
-    n = context.runs["efficientnet_lite0"].record.n_val
-    draw_checkpoints(axis, marks_of_runs(runs), f"ants and bees, shipped split, n = {n}")
+    shown = context.runs["efficientnet_lite0"].record
+    views = note_on_views(shown.settings, context)
+    title = f"ants and bees, shipped split, n = {shown.n_val}{views}"
+    draw_checkpoints(axis, marks_of_runs(runs), title)
 
 
 def describe_weights(runs: dict[str, Run]) -> str:

@@ -47,12 +47,10 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def study(image_folder):
-    """A study on the small folder, 32 px, 4 epochs, 2 views, with timm's smallest test model in
-    mind."""
+    """A study on the small folder, 32 px, 4 epochs, 2 random views, with timm's smallest test model
+    in mind."""
     images = load_images(image_folder)
-    settings = Settings(
-        epochs=4, patience=5, batch_size=4, lr=1e-2, views=2, rule="cycle", hidden=8, dropout=0.5
-    )
+    settings = Settings(epochs=4, patience=5, batch_size=4, lr=1e-2, views=2, hidden=8, dropout=0.5)
     return Study(
         renderer=Renderer(images, faces_augmentation(32), seed=1),
         fold=split_images(images, val_size=0.35, seed=1),

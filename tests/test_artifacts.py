@@ -29,7 +29,7 @@ from transferlab.backbones import split_at
 from transferlab.errors import UserError
 from transferlab.features import FROM_DISK, extract
 from transferlab.metrics import Interval, accuracy_interval, mcnemar_p
-from transferlab.records import StudyRecord, from_plain, read_plain, to_json
+from transferlab.records import SCHEMA, StudyRecord, from_plain, read_plain, to_json
 from transferlab.study import freeze_backbone, train_study
 from transferlab.train import Settings, evaluate
 from transferlab.views import faces_augmentation, photos_augmentation
@@ -162,6 +162,11 @@ def test_damaged_models_are_one_clear_error(saved):
         load_model(files.model)
 
 
+def with_augmentation(record, info):
+    """A record whose views were drawn otherwise."""
+    return replace(record, data=(replace(record.dataset, augmentation=info),))
+
+
 def test_only_a_matching_run_is_compared_with(trained, saved):
     out, _ = saved
     frozen, result, record = trained
@@ -173,7 +178,7 @@ def test_only_a_matching_run_is_compared_with(trained, saved):
         replace(record, seed=9),
         replace(record, machine=replace(record.machine, precision="x")),
         replace(record, settings=Settings(epochs=99)),
-        replace(record, augmentation=replace(record.augmentation, version=9)),
+        with_augmentation(record, replace(record.augmentation, version=9)),
         replace(record, weights=(replace(record.backbone, kind="hub"),)),
     ]
     for other in others:
@@ -182,6 +187,50 @@ def test_only_a_matching_run_is_compared_with(trained, saved):
     (out / f"result/{TINY}_summary_20260103_000000.json").write_text("damaged")
     (out / f"result/{TINY}_summary_20260104_000000.json").write_text("{}")
     assert find_matching_run(out, TINY, record).stamp == "20260102_000000"
+
+
+def test_runs_whose_augmentation_has_no_name_never_match(trained, tmp_path):
+    """Not even themselves: what prints the same may draw something else."""
+    frozen, result, record = trained
+    nameless = with_augmentation(record, replace(record.augmentation, name=""))
+    unknown = with_augmentation(record, None)
+    for number, one in enumerate((nameless, unknown)):
+        out = prepare_out_dir(tmp_path / str(number))
+        save_run(out, frozen.model, result, one, stamp=STAMP)
+        for other in (one, record):
+            assert find_matching_run(out, TINY, other) is None
+
+
+def test_a_record_of_a_later_release_is_refused(trained, saved, capsys):
+    out, files = saved
+    later = json.loads(files.summary.read_text()) | {"schema": SCHEMA + 1}
+    newest = out / f"result/{TINY}_summary_20260301_000000.json"
+    for path in (newest, files.description):
+        path.write_text(json.dumps(later))
+    said = f"its schema is {SCHEMA + 1}, and this release reads up to {SCHEMA}"
+    with pytest.raises(ValueError, match=said):
+        read_plain(newest)
+    with pytest.raises(UserError, match=said):
+        load_model(files.model)
+    assert find_matching_run(out, TINY, trained[2]).stamp == STAMP
+    printed = capsys.readouterr().out
+    assert f"skipped {newest.name}" in printed and said in printed
+
+
+def test_a_figure_names_weights_by_their_label(trained):
+    _, result, record = trained
+    source = "file resnet.pth (a source that is long and is told in full elsewhere)"
+    pretrained = replace(record.backbone, kind="file", label="file resnet.pth", source=source)
+    other = replace(record, weights=(pretrained,))
+    assert plots.describe_run(other).endswith("| weights: file resnet.pth")
+    assert plots.describe_run(record).endswith("| weights: random")
+    figure = plots.plot_models([record, other])
+    (axis,) = figure.axes
+    labels = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert labels == [f"{TINY}\nrandom", f"{TINY}\nfile resnet.pth"]
+    assert [bool(bar.get_hatch()) for bar in axis.patches] == [True, False]
+    assert "hatched: random weights, no transfer" in axis.get_xlabel()
+    plt.close(figure)
 
 
 def test_figures(study, trained, tmp_path):
@@ -283,11 +332,23 @@ def test_a_model_is_fed_through_the_augmentation_that_it_names_alone(saved, imag
     again, path = load_model(saved[1].model), image_folder / "disc" / "0.png"
     faces = faces_augmentation(32)
     others = (photos_augmentation(32), faces_augmentation(64), replace(faces, version=2))
-    printing = replace(faces, clean=photos_augmentation(32).clean)  # without a new version
-    for other in (*others, printing, replace(faces, name="")):
+    for other in (*others, replace(faces, name="")):
         with pytest.raises(UserError, match="another augmentation: give faces, version 1, 32 px"):
             predict_image(again, other, path)
-    assert predict_image(again, faces, path)
+    expected = predict_image(again, faces, path)
+    printing = replace(faces, train=photos_augmentation(32).train)  # as another torchvision may
+    assert printing.info() != faces.info()
+    assert predict_image(again, printing, path) == expected
+
+
+def test_a_model_of_an_augmentation_without_a_name_is_fed_through_none(saved, image_folder):
+    again, path = load_model(saved[1].model), image_folder / "disc" / "0.png"
+    faces = faces_augmentation(32)
+    for info in (replace(faces.info(), name=""), None):
+        nameless = replace(again, record=with_augmentation(again.record, info))
+        for augmentation in (faces, replace(faces, name="")):
+            with pytest.raises(UserError, match="an augmentation that has no name"):
+                predict_image(nameless, augmentation, path)
 
 
 def test_classes_are_ranked_by_their_probability():

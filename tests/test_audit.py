@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,16 +18,18 @@ from PIL import Image, ImageOps
 from transferlab.__main__ import main
 from transferlab.audit.copies import Copy, group_copies, hamming
 from transferlab.audit.crossval import choose_folds, draw_folds, out_of_fold
+from transferlab.audit.figures import plot_audit
 from transferlab.audit.findings import FINDING_KINDS
 from transferlab.audit.labels import check_suspects
 from transferlab.audit.leaks import measure_leak, measure_page_leak, page_of
 from transferlab.audit.record import AuditRecord
-from transferlab.audit.result import clean_features
+from transferlab.audit.result import audit_images, clean_features
 from transferlab.commands import audit
 from transferlab.data import load_images
 from transferlab.machine import this_machine
 from transferlab.published import read_record
 from transferlab.synthetic import draw_insects
+from transferlab.views import faces_augmentation
 
 TINY = {"model": "test_resnet.r160_in1k", "weights": "none"}
 
@@ -197,6 +200,7 @@ def test_the_record_is_read_back(planted):
     (leak,) = record.leaks
     assert leak.grouping == "near_duplicate" and len(leak.random) == len(leak.grouped) == 5
     assert record.weights[0].name == TINY["model"] and not record.weights[0].measures_transfer
+    assert record.augmentation == faces_augmentation().info()
 
 
 def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
@@ -229,6 +233,16 @@ def test_a_random_backbone_meets_images_in_batches_before_it_is_used(tmp_path, m
     images = load_images(draw_colours(tmp_path / "colours", per_class=20))
     clean_features(images, **TINY, machine=this_machine())
     assert sizes == [(20, 3, 224, 224)] * 2
+
+
+def test_the_figure_names_the_weights_by_their_label(extras, tmp_path):
+    folder = draw_colours(tmp_path / "colours")
+    images = load_images(folder)
+    features = clean_features(images, **TINY, machine=this_machine())
+    assert features.augmentation.info() == faces_augmentation().info()
+    figure = plot_audit(audit_images(images, features, folder=folder, root=tmp_path))
+    assert figure.get_suptitle().endswith(f"{TINY['model']}, weights: random")
+    plt.close(figure)
 
 
 def test_flipped_labels_are_found_on_images(extras, tmp_path, capsys):
@@ -306,12 +320,12 @@ def test_folds_keep_groups_together_and_every_image_is_tested_once():
     features, labels, _ = blobs(60, 3)
     groups = np.arange(60) // 4
     for kept in (None, groups):
-        folds = draw_folds(labels, kept, 5, seed=1)
-        assert sorted(np.concatenate([test for _, test in folds])) == [*range(60)]
+        parts = draw_folds(labels, kept, 5, seed=1)
+        assert sorted(np.concatenate([part.test for part in parts])) == [*range(60)]
         assert kept is None or all(
-            not set(groups[train]) & set(groups[test]) for train, test in folds
+            not set(groups[part.train]) & set(groups[part.test]) for part in parts
         )
-        assert out_of_fold(features, labels, folds).sum(axis=1) == pytest.approx(np.ones(60))
+        assert out_of_fold(features, labels, parts).sum(axis=1) == pytest.approx(np.ones(60))
     assert (
         choose_folds(labels, groups) == 5
         and choose_folds(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])) == 0

@@ -1,6 +1,8 @@
 """What the measurements decide with: which views an epoch sees, the margin, the choice of a
 default."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.common import Pair, Setting
+from benchmarks.common import Pair, Setting, check_weights, feature_cache
 from benchmarks.views import (
     BLOCKS,
     PAIRS,
@@ -25,6 +27,7 @@ from benchmarks.views import (
     plot_curves,
     view_chooser,
 )
+from transferlab.errors import UserError
 from transferlab.machine import this_machine
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import DataInfo
@@ -182,3 +185,28 @@ def test_an_interrupted_measurement_goes_on_and_decides_early(tmp_path):
         < order.index(("cycle", 2, 0))
         < order.index(("cycle+clean", 2, 0))
     )
+
+
+@dataclass(frozen=True)
+class Key:
+    number: int
+
+
+def test_the_cache_of_features_is_kept_within_its_bound_after_an_error_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "0.00001")  # 10 kB
+    with pytest.raises(KeyboardInterrupt), feature_cache(tmp_path) as store:
+        for number in range(3):
+            store.tensors(Key(number), lambda: {"features": torch.zeros(1500)})
+        assert len([*tmp_path.glob("*.safetensors")]) == 3
+        raise KeyboardInterrupt
+    assert len([*tmp_path.glob("*.safetensors")]) == 1
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", "much")
+    with pytest.raises(UserError, match="TRANSFERLAB_CACHE_GB is 'much'"), feature_cache(""):
+        pytest.fail("begun all the same")
+
+
+def test_weights_that_have_changed_since_the_start_are_refused():
+    planned = features_of(PAIR).weights
+    check_weights(planned, planned)
+    with pytest.raises(UserError, match="the weights of resnet50 have changed .*: run again"):
+        check_weights(replace(planned, sha256="another"), planned)

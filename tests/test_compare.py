@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
+from transferlab import store
 from transferlab.__main__ import main
 from transferlab.commands import compare
 from transferlab.data import everything_fold, load_images
@@ -109,7 +110,9 @@ def test_scores_are_scikit_learns():
         labels,
         baseline=False,
         weights="drawn",
+        folds=10,
     )
+    assert scores.folds == 10
     predicted = probabilities.argmax(2)
     assert scores.accuracy == pytest.approx(np.mean([accuracy_score(labels, p) for p in predicted]))
     assert scores.macro_f1.value == pytest.approx(
@@ -382,3 +385,48 @@ def test_nothing_is_kept_of_an_augmentation_without_a_name(
     assert not list(tmp_path.rglob("*.safetensors"))
     assert run_compare(image_folder, tmp_path, "--share", "1/2") == 2
     assert "states no name" in capsys.readouterr().err
+
+
+def test_a_share_that_cannot_be_kept_says_so(
+    image_folder, tmp_path, monkeypatch, capsys, small_views
+):
+    """A share's only product is what it keeps."""
+
+    def full(tensors, path, metadata):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.warns(UserWarning, match="not kept.*No space left"):
+        assert run_compare(image_folder, tmp_path, "--share", "1/2") == 2
+    assert "make room there and run again" in capsys.readouterr().err
+
+
+def test_weights_that_change_meanwhile_are_noticed(
+    image_folder, tmp_path, monkeypatch, capsys, small_views
+):
+    """What is kept under the hash of some weights was computed with these."""
+    whole = compare.freeze_backbone
+
+    def freeze_other_weights(name, study, *, weights):
+        frozen = whole(name, study, weights=weights)
+        return replace(frozen, info=replace(frozen.info, sha256="other"))
+
+    monkeypatch.setattr(compare, "freeze_backbone", freeze_other_weights)
+    compare.freeze_once.cache_clear()
+    assert run_compare(image_folder, tmp_path) == 2
+    assert "weights of test_resnet have changed" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.safetensors"))
+    compare.freeze_once.cache_clear()
+
+
+def test_parts_that_other_versions_have_computed_are_named(
+    image_folder, tmp_path, monkeypatch, capsys, small_views
+):
+    assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
+    assert "note:" not in capsys.readouterr().out
+    here = this_machine()
+    newer = replace(here, versions=here.versions | {"torch": "99.0"})
+    monkeypatch.setattr(compare, "chosen_machine", lambda precision: newer)
+    assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
+    printed = capsys.readouterr().out
+    assert f"note: parts were computed by torch {here.versions['torch']}" in printed

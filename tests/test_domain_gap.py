@@ -73,7 +73,8 @@ def test_stages_are_the_models_own(study):
 def test_what_lies_below_the_cut_stays(study):
     settings = replace(study.settings, epochs=2, lr=1e-4)
     tuning = Tuning(pair=Pair(dataset="d", model=TINY), cut="layer4")
-    found = tune_partly(replace(study, settings=settings), tuning, "none")
+    _, info = create_backbone(TINY, "none")
+    found = tune_partly(replace(study, settings=settings), tuning, info, "none")
     same = np.diag(found.cka)
     assert found.stages[-1] == "layer4" and found.epochs == 2
     assert same[:-1] == pytest.approx(1) and same[-1] < 1 - 1e-6

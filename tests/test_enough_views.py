@@ -20,6 +20,7 @@ from benchmarks.enough_views import (
 from transferlab.errors import UserError
 from transferlab.published import read_record
 from transferlab.records import BenchmarkRecord
+from transferlab.train import Settings
 
 IMAGES = {"faces": 60, "insects": 40}
 MODELS = ("a", "b", "c")
@@ -67,6 +68,11 @@ def write_raw(path, raw):
                 stored[f"{stem}/loss"] = answers.loss[block][pair].astype(np.float16)
                 stored[f"{stem}/epochs"] = np.ones((SEEDS, 5), int)
     np.savez_compressed(path, **stored)
+
+
+def test_the_default_is_the_librarys():
+    assert (Settings().rule, Settings().views) == ("clean+cycle", DEFAULT.views)
+    assert DEFAULT.scheme == "cycle+clean"  # the same, as benchmarks.views names it
 
 
 def test_equal_candidates_differ_by_nothing_and_pass():

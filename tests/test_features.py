@@ -206,6 +206,29 @@ def test_view_0_is_the_clean_views_rows(study):
     assert torch.equal(part.train(1), on_all.train(1)[[4, 0, 2]])
 
 
+def test_a_view_is_the_same_tensor_whenever_it_is_asked_for(study):
+    """View 0 of all images is no copy of the clean one."""
+    augmentation = study.renderer.augmentation
+    everything = torch.arange(len(study.image_set.labels))
+    whole = replace(study, fold=Fold(train=everything, val=everything[:0]))
+    on_all, on_some = drawn_with(whole, augmentation), drawn_with(study, augmentation)
+    assert on_all.train(0) is on_all.clean
+    for features in (on_all, on_some):
+        for view in (0, 1):
+            assert features.train(view) is features.train(view)
+    assert on_some.train(0) is not on_some.clean
+
+
+def test_only_features_of_all_images_are_cut_into_folds(study):
+    """Rows of others are counted otherwise."""
+    everything = torch.arange(len(study.image_set.labels))
+    for index in (study.fold.train, everything.flip(0), everything[:0]):
+        some = replace(study, fold=Fold(train=index, val=everything[:0]))
+        features = drawn_with(some, study.renderer.augmentation)
+        with pytest.raises(ValueError, match="some training images alone"):
+            features.on(study.fold)
+
+
 def test_random_views_are_computed_in_the_machines_precision_and_the_clean_one_in_fp32(study):
     torch.manual_seed(0)
     lower = nn.Sequential(Scaled(), nn.Conv2d(3, 5, 3), nn.Flatten()).eval().requires_grad_(False)

@@ -33,6 +33,7 @@ from benchmarks.findings import (
     train_curves,
     train_in_both_modes,
 )
+from transferlab.backbones import create_backbone
 from transferlab.data import Folds, everything_fold
 from transferlab.datasets import FACES, INSECTS
 from transferlab.heldout import make_folds, training_part
@@ -199,7 +200,8 @@ def test_curves_are_those_of_heads_on_each_fold(study):
 
 
 def test_under_train_mode_statistics_move_and_nothing_else(study):
-    found = train_in_both_modes(TINY, study, "none")
+    _, info = create_backbone(TINY, "none")
+    found = train_in_both_modes(info, study, "none")
     assert found.moved
     assert all("running_" in key or "num_batches" in key for key in found.moved)
     expected, _ = train_study(freeze_backbone(TINY, study, weights="none"), study, progress=False)

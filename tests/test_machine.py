@@ -48,6 +48,13 @@ def test_a_machine_says_what_it_is_in_plain_values():
     assert CPU.batch_size(224**2) == 8
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_clean_view_is_fp32_on_any_machine_and_random_ones_are_in_its_precision(precision):
+    machine = replace(CPU, precision=precision)
+    assert machine.precision_of(0) == torch.float32
+    assert machine.precision_of(1) == machine.precision_of(30) == precision
+
+
 def test_a_precision_holds_inside_its_block_alone():
     x = torch.ones(2, 2)
     for precision in (torch.float32, torch.bfloat16):

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from transferlab.audit.record import AuditRecord
+from transferlab.datasets import augmentation_named
+from transferlab.errors import UserError
 from transferlab.heldout import ComparisonRecord
 from transferlab.metrics import Interval
 from transferlab.published import read_record
 from transferlab.records import SCHEMA, BenchmarkRecord, RunRecord, StudyRecord, to_json
 from transferlab.train import Settings
+from transferlab.views import faces_augmentation, photos_augmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,6 +191,68 @@ def test_a_record_comes_back_as_it_was_written(path, tmp_path):
     assert read_record(written, kind) == record
     shared = read_record(written, RunRecord)
     assert (shared.kind, shared.data, shared.weights) == (record.kind, record.data, record.weights)
+
+
+OLD_STUDY = {
+    "model": "vit",
+    "data": "d",
+    "data_digest": "digest",
+    "classes": ["a", "b"],
+    "weights": {
+        "name": "vit",
+        "timm_name": "vit",
+        "kind": "file",
+        "source": "made up",
+        "sha256": "f" * 64,
+    },
+    "settings": {"epochs": 1, "views": 30, "seed": 42},
+    "n_train": 2,
+    "n_val": 2,
+    "split_hash": "s",
+    "head": {"in_features": 4, "hidden": 2, "dropout": 0.5},
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "parameters": 10,
+    "trainable_parameters": 4,
+    "frozen_hash_before": "h",
+    "frozen_hash_after": "h",
+    "val_labels": [0, 1],
+    "val_predictions": [0, 1],
+    "accuracy_interval": [0.3, 1.0],
+    "macro_f1": 1.0,
+    "timings": {"head": 1.0},
+    "epochs_run": 1,
+    **dict.fromkeys(
+        ("best", "last", "highest"),
+        {"epoch": 1, "train_loss": 0.5, "train_acc": 1.0, "val_loss": 0.5, "val_acc": 1.0},
+    ),
+}
+
+
+def read_old_study(folder, train, clean):
+    """A study record of schema 1 whose transforms print themselves so."""
+    path = folder / "vit_summary_20260101_000000.json"
+    path.write_text(json.dumps(OLD_STUDY | {"transforms": {"train": train, "val": clean}}))
+    return read_record(path, StudyRecord)
+
+
+@pytest.mark.parametrize("make", [faces_augmentation, photos_augmentation])
+def test_transforms_that_are_ours_have_the_name_of_their_augmentation(make, tmp_path):
+    """Whatever the folder is called; so a saved model can be fed again."""
+    ours = make(size=224).info()
+    record = read_old_study(tmp_path, ours.train, ours.clean)
+    assert record.augmentation == record.dataset.augmentation == ours
+    assert augmentation_named(record.augmentation).info() == ours
+
+
+def test_transforms_that_are_none_of_ours_have_no_name_and_are_refused(tmp_path):
+    """What they print is kept as it was said."""
+    ours = photos_augmentation(size=224).info()
+    record = read_old_study(tmp_path, "Compose(Something)", ours.clean)
+    info = record.augmentation
+    assert (info.name, info.train, info.clean) == ("", "Compose(Something)", ours.clean)
+    with pytest.raises(UserError, match="augmentation '' is not known here"):
+        augmentation_named(info)
 
 
 def test_what_is_no_record_is_refused(tmp_path):

@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from jinja2.exceptions import UndefinedError
@@ -29,6 +30,7 @@ sys.path[:0] = [str(ROOT / "report"), str(ROOT / "tools")]
 import comparisons  # noqa: E402 - scripts beside what they work on, not a package
 import measured  # noqa: E402
 import named  # noqa: E402
+import overview  # noqa: E402
 import publish  # noqa: E402
 import render  # noqa: E402
 import runs  # noqa: E402
@@ -399,6 +401,93 @@ def test_what_was_measured_with_other_views_says_so(context):
     assert "*연구의 나눔, 뷰 30벌." in report
     same = with_settings(kept, views=30, rule="cycle")
     assert f"{compared.data.n}장." in report_of(same)
+
+
+FRESH = {"views": 30, "rule": "cycle"}
+KEPT = {"views": 4, "rule": "clean+cycle"}
+
+
+def measured_with(context, benchmark_schema, settings):
+    """The same report, all that was measured beside the runs made with these settings."""
+    changed = {}
+    for name in ("compared_faces", "engine", "findings", "roofline", "scaling", "techniques"):
+        found = getattr(context, name)
+        record = replace(found.record, settings=Settings(**settings), schema=benchmark_schema)
+        changed[name] = replace(found, record=record)
+    told = {"ours_default": asdict(Settings(**settings))}
+    changed["peers"] = with_facts(context.peers, settings=told)
+    return replace(context, **changed)
+
+
+def bullets(context):
+    """The lines of the README's results that tell of something beside the runs."""
+    starts = ("교차 검증", "연구의 발견", "백본을 가장", "다른 도구", "전이 기법을")
+    lines = [line for line in readme_of(context).splitlines() if line.startswith("- ")]
+    return [line for start in starts for line in lines if line.startswith(f"- {start}")]
+
+
+def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(context):
+    """All of the README's bullets and of the table of growth; none of them where runs and the rest
+    saw the same views."""
+    beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
+    assert len(bullets(beside)) == 5
+    assert all("뷰 30벌" in line for line in bullets(beside))
+    report = report_of(beside)
+    for part in (
+        "교차 검증(뷰 30벌)으로",
+        "표로 시험했습니다(뷰 30벌):",
+        "왼쪽은 만화 얼굴(held-out 프로토콜, 뷰 30벌)",
+        "배가 들었습니다(뷰 30벌).",
+        "조기 종료 없음, 뷰 30벌)",
+        "기본값만큼(잴 때 뷰 30벌)",
+        "이 표의 초(뷰 30벌)에는",
+        "| 에포크 (ResNet50 실행 전체, 뷰 30벌) |",
+        "| 함께 학습하는 헤드 수 (특징은 주어짐, 뷰 30벌) |",
+        "| 겹 × 시드 (특징은 주어짐, 뷰 30벌) |",
+    ):
+        assert part in report, part
+    for same in (FRESH, KEPT):
+        alike = measured_with(with_settings(context, **same), 2, same)
+        words = "뷰 30벌" if same is FRESH else "깨끗한 뷰와 무작위 뷰 4벌"
+        assert not [line for line in bullets(alike) if words in line]
+        assert not [line for line in report_of(alike).splitlines() if f"(잴 때 {words}" in line]
+
+
+def test_what_an_older_record_does_not_say_of_its_views_is_known(context):
+    """Engine and scaling, before schema 2, and what the peers' own settings left out."""
+    for found in (context.engine, context.scaling):
+        old = replace(found.record, schema=1, settings=None)
+        assert replace(found, record=old).settings == Settings(**FRESH)
+        new = replace(found.record, schema=2, settings=Settings(**KEPT))
+        assert replace(found, record=new).settings == Settings(**KEPT)
+    told = asdict(Settings(**FRESH))
+    del told["rule"]
+    assert with_facts(context.peers, settings={"ours_default": told}).settings == Settings(**FRESH)
+    assert with_facts(context.peers, settings={}).settings is None
+
+
+def test_the_rates_of_a_roofline_are_called_what_they_are(context):
+    """Of validation images before schema 2, since then of the clean view of all images."""
+    for schema, heading in (
+        (1, "| 학습 뷰, 초당 장 (설정) | 검증, 초당 장 (설정) |"),
+        (2, "| 무작위 뷰, 초당 장 (설정) | 모든 이미지의 깨끗한 뷰, 초당 장 (설정) |"),
+    ):
+        record = replace(context.roofline.record, schema=schema)
+        report = report_of(replace(context, roofline=replace(context.roofline, record=record)))
+        assert heading in report
+
+
+def test_the_overview_says_where_its_sides_saw_other_views(context):
+    """Faces from a comparison beside insects from runs."""
+    beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
+    titles = [axis.get_title() for axis in overview.draw_overview(beside).axes]
+    assert ", 30 random views: " in titles[0]
+    assert titles[1].endswith(", clean + 4 random views")
+    alike = measured_with(with_settings(context, **KEPT), 2, KEPT)
+    for one in (alike, replace(beside, compared_faces=None)):
+        titles = [axis.get_title() for axis in overview.draw_overview(one).axes]
+        assert not [title for title in titles if "views" in title]
+    plt.close("all")
 
 
 def test_views_that_passed_beforehand_are_named(context):

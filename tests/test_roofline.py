@@ -22,6 +22,7 @@ from benchmarks.roofline import (
     split_wall,
     sweep_rates,
 )
+from transferlab.backbones import create_backbone
 from transferlab.data import load_images
 from transferlab.datasets import INSECTS
 from transferlab.errors import UserError
@@ -126,7 +127,8 @@ def drawn_data(tmp_path_factory):
 
 def test_a_run_says_where_its_seconds_went(drawn_data):
     started = time.perf_counter()
-    plain = roofline.run_once(TINY, drawn_data, "none", asdict(Settings(views=2)))
+    info = asdict(create_backbone(TINY, "none")[1])
+    plain = roofline.run_once(info, drawn_data, "none", asdict(Settings(views=2)))
     run = from_plain(Run, plain)
     assert run.wall <= time.perf_counter() - started
     # both random views of the training images, the clean view of all images
@@ -187,7 +189,8 @@ def run_tiny(drawn_data, train):
     def load():
         return make_study(drawn_data, dataset=INSECTS, settings=settings, machine=this_machine())
 
-    return roofline.run_study(TINY, load, "none", train=train)
+    _, info = create_backbone(TINY, "none")
+    return roofline.run_study(info, load, "none", train=train)
 
 
 def test_views_that_early_stopping_spared_do_not_count(drawn_data):
@@ -226,6 +229,7 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, capsys):
     assert "share" in capsys.readouterr().out
     record = read_record(described, BenchmarkRecord)
     assert record.settings == Settings()
+    assert record.augmentation == INSECTS.augmentation(224).info()
     assert record.facts["rates"][TINY] == [RATES] * 3
     # what is finished is measured anew
     assert roofline.main(arguments, measure=measure) == 0 and len(calls) == 7

@@ -24,6 +24,7 @@ from benchmarks.scaling import (
     slope,
 )
 from transferlab import study
+from transferlab.backbones import create_backbone
 from transferlab.data import load_images
 from transferlab.errors import UserError
 from transferlab.machine import this_machine
@@ -124,7 +125,9 @@ def test_fits_and_reference_lines_are_those_of_powers():
 def test_folds_times_seeds_are_jobs_of_one_size_that_never_see_their_test_fold():
     labels = torch.arange(120) % 3
     folds = first_folds(labels, 4)
-    jobs = fold_jobs(Drawn(image_set=None, clean=None, views=None), folds)
+    jobs = fold_jobs(
+        Drawn(image_set=None, settings=GROWTH.settings, views=torch.zeros(31, 120, 1)), folds
+    )
     tests = [fold.test for fold in folds]
     assert (
         len(jobs) == 16 == len({(job.seed, tuple(test.tolist())) for job, test in zip(jobs, tests)})
@@ -157,19 +160,46 @@ def drawn_data(tmp_path_factory):
     return str(folder)
 
 
+def inputs_of(data, folder, **changes):
+    _, info = create_backbone(TINY, "none")
+    infos = {TINY: replace(info, **changes)}
+    return Inputs(data=data, weights="none", infos=infos, cache_dir=str(folder))
+
+
+def here(function, *arguments):
+    """As `in_fresh_process`, in this one."""
+    called = getattr(scaling, function.rsplit(".", 1)[1])
+    return Returned(value=called(*arguments), peak_mb=500.0)
+
+
+@pytest.mark.parametrize("part", ["resolution", "heads"])
+def test_weights_that_have_changed_are_refused(part, drawn_data, tmp_path):
+    inputs = inputs_of(drawn_data, tmp_path, sha256="another")
+    with pytest.raises(UserError, match=f"the weights of {TINY} have changed .*: run again"):
+        measure_point(part, 32, inputs, SMALL, call=here)
+
+
+def test_the_epochs_of_a_head_see_the_views_that_the_settings_name():
+    views = torch.arange(4.0)[:, None, None]
+    settings = replace(GROWTH.settings, views=3)
+    for rule, expected in {"cycle": [1, 2, 3, 1, 2], "clean+cycle": [0, 1, 2, 3, 0]}.items():
+        drawn = Drawn(image_set=None, settings=replace(settings, rule=rule), views=views)
+        assert [drawn.view_of(epoch).item() for epoch in range(5)] == expected
+
+
 def test_every_part_measures_what_it_names(drawn_data, tmp_path, monkeypatch):
     """In this process: that another one can be asked is tested above."""
     asked = []
 
-    def here(function, *arguments):
+    def call(function, *arguments):
         asked.append(function.rsplit(".", 1)[1])
-        return Returned(value=getattr(scaling, asked[-1])(*arguments), peak_mb=500.0)
+        return here(function, *arguments)
 
     # only its seconds are of interest here
     monkeypatch.setattr(study, "estimate_batchnorm", lambda *images, **options: None)
-    inputs = Inputs(data=drawn_data, weights={TINY: "none"}, cache_dir=str(tmp_path))
+    inputs = inputs_of(drawn_data, tmp_path)
     for part, value in (("resolution", 32), ("heads", 2), ("folds", 1), ("images", 60)):
-        found = measure_point(part, value, inputs, SMALL, call=here)
+        found = measure_point(part, value, inputs, SMALL, call=call)
         assert found.images == (60 if part == "images" else 98) and found.peak_memory_mb == 500
         phases = (found.load, found.weights, found.features, found.heads)
         assert found.seconds >= sum(phase or 0 for phase in phases) - 1e-6

@@ -27,8 +27,10 @@ from transferlab.store import (
     kept_key,
     merge_store,
     open_store,
+    pack,
     trim_store,
     trim_to_bound,
+    unpack,
 )
 
 
@@ -230,9 +232,9 @@ def test_a_folder_copied_elsewhere_still_hits(tmp_path):
 def test_plain_values_come_back_as_they_were(tmp_path):
     store = Store(folder=tmp_path)
     value = {"points": [1, 2.5, None, True], "name": "ä 図"}
-    assert store.values(KEY, lambda: value) == value
-    assert store.values(KEY, pytest.fail) == value
-    assert NO_STORE.values(KEY, lambda: value) == value
+    assert unpack(store.tensors(KEY, lambda: pack(value))) == value
+    assert unpack(store.tensors(KEY, pytest.fail)) == value
+    assert unpack(NO_STORE.tensors(KEY, lambda: pack(value))) == value
 
 
 # ---- bounds, listing, clearing ------------------------------------------------------------------
@@ -295,6 +297,8 @@ def test_a_store_is_kept_within_its_bound(tmp_path, monkeypatch, capsys):
     trim_to_bound(Store(folder=tmp_path))
     assert [path.is_file() for path in files] == [False, True, True]
     trim_to_bound(NO_STORE)
+    assert main(["cache", "--clear", "--cache-dir", ""]) == 2
+    assert "name the folder" in capsys.readouterr().err
     (tmp_path / "file").write_text("no folder")
     trim_to_bound(Store(folder=tmp_path / "file"))  # the run that was made is not lost for it
     assert capsys.readouterr().out.startswith("warning: the cache")
@@ -386,5 +390,5 @@ def test_merging_takes_over_what_is_whole_and_missing(tmp_path):
 def test_what_cannot_be_merged_is_one_clear_error(tmp_path):
     keep(tmp_path / "there")
     for store, other in ((NO_STORE, tmp_path / "there"), (Store(folder=tmp_path), tmp_path / "no")):
-        with pytest.raises(UserError, match="give a folder that holds finished parts"):
+        with pytest.raises(UserError, match="holds finished parts|nothing is kept"):
             merge_store(store, other)

@@ -65,10 +65,11 @@ def test_a_frozen_technique_on_a_fold(whole):
 
 def test_a_tuned_technique_on_a_fold(whole):
     fold = first_folds(whole)[0]
+    _, info = create_backbone(TINY, "none")
 
     def tune(technique, epochs):
         settings = replace(whole.settings, epochs=epochs, views=epochs)
-        return measure_tuned(technique, TINY, "none", replace(whole, settings=settings), fold)
+        return measure_tuned(technique, info, "none", replace(whole, settings=settings), fold)
 
     found = tune(TUNED["last stage"], 2)
     assert found.n == 4 and found.epochs == 2 and found.seconds > 0
@@ -156,7 +157,8 @@ def tuned_alone(image_folder, folder, folds=3):
     """Arguments that tune the smallest backbone on discs and squares, and measure nothing else."""
     places = own_images(image_folder, folder)
     tuned = ["--models", "--tuned", f"buttons:{TINY}"]
-    return [*places, *tuned, "--folds", str(folds), "--size", "32", "--epochs", "2"]
+    sizes = ["--folds", str(folds), "--size", "32", "--epochs", "2"]
+    return [*places, *tuned, *sizes, "--cache-dir", ""]
 
 
 def request_for(arguments, machine=None):
@@ -307,7 +309,7 @@ def test_without_pretrained_weights_only_the_time_is_told(whole, tmp_path):
         studies={"d": whole},
         folds={"d": Folds(folds=(fold,), k=4, repeats=1)},
         pairs=[Pair(dataset="d", model=TINY)],
-        infos={TINY: weights_info(TINY, "random")},
+        infos={TINY: create_backbone(TINY, "none")[1]},
     )
     (row,) = measure_alone(plan_work(setup))
     assert row.seconds > 0 and row.epochs == 1 and row.images == len(fold.train)

@@ -21,7 +21,7 @@ from .features import FROM_DISK
 from .pretrained import read_weights
 from .records import StudyRecord, from_plain, read_plain, to_json
 from .train import TrainResult
-from .views import Augmentation
+from .views import Augmentation, AugmentationInfo
 
 OUT_FOLDERS = ("model", "result", "img")
 
@@ -217,6 +217,20 @@ def rank_classes(classes: tuple[str, ...], logits: torch.Tensor) -> list[ClassPr
     return sorted(ranked, key=lambda one: -one.probability)
 
 
+def check_augmentation(augmentation: Augmentation, wanted: AugmentationInfo | None) -> None:
+    """Makes sure that an augmentation is the one that a model was trained with, by what it states.
+
+    Raises:
+        UserError: it is not, or one of them states no name.
+    """
+    if wanted is None or not wanted.name:
+        raise UserError("this model was trained with an augmentation that has no name")
+    given = (augmentation.name, augmentation.version, augmentation.size)
+    if given != (wanted.name, wanted.version, wanted.size):
+        named = f"{wanted.name}, version {wanted.version}, {wanted.size} px"
+        raise UserError(f"this model was trained with another augmentation: give {named}")
+
+
 @torch.inference_mode()
 def predict_image(
     saved: SavedModel, augmentation: Augmentation, path: str | Path
@@ -225,13 +239,10 @@ def predict_image(
     trained with, the most probable class first.
 
     Raises:
-        UserError: `augmentation` is not the one that the model's record names.
+        UserError: as `check_augmentation`.
         OSError, ValueError: the file cannot be read as an image; the message is the reason.
     """
-    if augmentation.info() != saved.record.augmentation:
-        named = saved.record.augmentation
-        wanted = f"{named.name}, version {named.version}, {named.size} px" if named else "none"
-        raise UserError(f"this model was trained with another augmentation: give {wanted}")
+    check_augmentation(augmentation, saved.record.augmentation)
     image, _ = read_image(Path(path))
     batch = augmentation.clean(image)[None]
     logits = saved.model(normalize(saved.model, batch))[0]
@@ -239,11 +250,14 @@ def predict_image(
 
 
 # What two runs must share to be compared.
-COMPARED_FIELDS = ("data", "split_hash", "settings", "seed", "augmentation")
+COMPARED_FIELDS = ("data", "split_hash", "settings", "seed")
 
 
 def same_conditions(one: StudyRecord, other: StudyRecord) -> bool:
-    """Whether two runs differ in nothing but the backbone."""
+    """Whether two runs differ in nothing but the backbone; never where views were drawn by an
+    augmentation without a name."""
+    if one.augmentation is None or not one.augmentation.name:
+        return False
     alike = all(getattr(one, name) == getattr(other, name) for name in COMPARED_FIELDS)
     same_precision = one.machine.precision == other.machine.precision
     return alike and same_precision and one.backbone.kind == other.backbone.kind

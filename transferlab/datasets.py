@@ -39,9 +39,16 @@ DATASETS = {dataset.name: dataset for dataset in (FACES, INSECTS)}
 
 
 def known_augmentations() -> dict[str, Callable[[int], Augmentation]]:
-    """The augmentations of all datasets, by the name that each states, where it states one."""
-    named = {one.augmentation(224).name: one.augmentation for one in DATASETS.values()}
-    named.pop("", None)  # one without a name cannot be asked for
+    """The augmentations of all datasets, by the name that each states, where it states one.
+
+    Raises:
+        UserError: two of them state the same name.
+    """
+    named: dict[str, Callable[[int], Augmentation]] = {}
+    for dataset in DATASETS.values():
+        name = dataset.augmentation(224).name
+        if name and named.setdefault(name, dataset.augmentation) is not dataset.augmentation:
+            raise UserError(f"two augmentations are called {name!r}: rename that of {dataset.name}")
     return named
 
 

@@ -1,5 +1,6 @@
 """The frozen part over views: computed once, kept, and handed to the epochs."""
 
+import functools
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from .pretrained import state_hash
 from .store import NO_STORE, Store
 from .views import BLOCK, AugmentationInfo, Renderer
 
-REVISION = 2  # of rendering and folding: raised whenever they compute something else
+FEATURES_REVISION = 2  # of rendering and folding: raised whenever they compute something else
 FROM_DISK = "features from disk"
 
 
@@ -37,7 +38,7 @@ class FeatureKey:
     device: str
     precision: str
     versions: dict[str, str]
-    revision: int = REVISION
+    revision: int = FEATURES_REVISION
 
 
 def one_ahead(blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -139,35 +140,44 @@ class Features:
     machine: Machine
     clock: Clock
     store: Store = NO_STORE
-    _views: dict[int, torch.Tensor] = field(default_factory=dict)  # by number, what is kept
+    _views: dict[int, torch.Tensor] = field(default_factory=dict, init=False)  # random, by number
 
-    @property
+    @functools.cached_property
     def clean(self) -> torch.Tensor:
         """View 0 of all images, fp32 [N, ...]."""
-        if 0 not in self._views:
-            everything = torch.arange(len(self.renderer.image_set.labels))
-            self._views[0] = self._draw(0, everything, torch.float32, "clean view")
-        return self._views[0]
+        everything = torch.arange(len(self.renderer.image_set.labels))
+        return self._draw(0, everything, "clean view")
+
+    @functools.cached_property
+    def clean_train(self) -> torch.Tensor:
+        """View 0 of the training images, fp32 [n, ...]: the very tensor where these are all."""
+        everything = torch.arange(len(self.clean))
+        if torch.equal(self.train_index, everything):
+            return self.clean
+        return self.clean[self.train_index]
 
     def train(self, view: int) -> torch.Tensor:
-        """One view of the training images, fp32 [n, ...]."""
+        """One view of the training images, fp32 [n, ...]; always the same tensor."""
         if view == 0:
-            return self.clean[self.train_index]
+            return self.clean_train
         if view not in self._views:
-            precision = self.machine.precision
-            drawn = self._draw(view, self.train_index, precision, "training views")
-            self._views[view] = drawn
+            self._views[view] = self._draw(view, self.train_index, "training views")
         return self._views[view]
 
     def on(self, fold: Fold) -> "FoldFeatures":
-        """The same for a fold of the training images."""
+        """The same for a fold of all images.
+
+        Raises:
+            ValueError: the training images are not all images, so that a fold's would be others.
+        """
+        if self.clean_train is not self.clean:
+            raise ValueError("features of some training images alone cannot be cut into folds")
         return FoldFeatures(features=self, fold=fold)
 
-    def _draw(
-        self, view: int, indices: torch.Tensor, precision: torch.dtype, phase: str
-    ) -> torch.Tensor:
+    def _draw(self, view: int, indices: torch.Tensor, phase: str) -> torch.Tensor:
         """Computes a view of those images, or reads it; its seconds go to the phase, or to that of
         what came from disk."""
+        precision = self.machine.precision_of(view)
 
         def compute() -> dict[str, torch.Tensor]:
             with self.clock.phase(phase):
@@ -177,13 +187,13 @@ class Features:
 
         if not self.renderer.augmentation.name:  # without identity: never kept on disk
             return compute()["features"]
-        key = self._key(view, indices, precision)
+        key = self._key(view, indices)
         if not self.store.has(key):
             return self.store.tensors(key, compute)["features"]
         with self.clock.phase(FROM_DISK):
             return self.store.tensors(key, compute)["features"]
 
-    def _key(self, view: int, indices: torch.Tensor, precision: torch.dtype) -> FeatureKey:
+    def _key(self, view: int, indices: torch.Tensor) -> FeatureKey:
         return FeatureKey(
             data=self.renderer.image_set.digest,
             augmentation=self.renderer.augmentation.info(),
@@ -194,7 +204,7 @@ class Features:
             view=view,
             indices=tuple(indices.tolist()),
             device=self.machine.device.type,
-            precision=str(precision),
+            precision=str(self.machine.precision_of(view)),
             versions=self.machine.versions,
         )
 

@@ -21,9 +21,10 @@ from threadpoolctl import threadpool_limits
 from timm.data import ImageNetInfo
 from torch import nn
 
-from .backbones import create_backbone, make_head
+from .backbones import make_head
 from .data import Fold, Folds, ImageSet, everything_fold, split_indices
 from .errors import UserError
+from .features import FEATURES_REVISION
 from .machine import Machine, MachineInfo
 from .many import Job, train_many
 from .metrics import (
@@ -112,7 +113,7 @@ class Predictions:
     # the epoch chosen inside.
     optimism: np.ndarray | None = None
     epochs: np.ndarray | None = None  # [F], of heads: the epochs chosen, from 1
-    machine: MachineInfo | None = None  # that computed them
+    machine: MachineInfo | None = None  # that computed them, where they were kept
 
 
 def keep_predictions(predictions: Predictions) -> dict[str, torch.Tensor]:
@@ -216,7 +217,6 @@ def predict_with_heads(frozen: Frozen, study: Study, folds: Folds) -> Prediction
         probabilities=probabilities,
         optimism=np.array([selection_optimism(result) for result in trained.results]),
         epochs=np.array([result.best_epoch for result in trained.results]),
-        machine=study.machine.info(),
     )
 
 
@@ -294,16 +294,12 @@ def zero_shot_classes(classes: Sequence[str]) -> list[int] | None:
 
 
 def predict_zero_shot(
-    name: str, weights: str, clean: torch.Tensor, image_set: ImageSet
-) -> Predictions | None:
-    """The original ImageNet classifier of a backbone, asked only for the folder's classes; None
-    where it cannot be asked."""
-    model, info = create_backbone(name, weights)
-    wanted = zero_shot_classes(image_set.classes)
-    if wanted is None or not info.measures_transfer or model.num_classes != 1000:
-        return None
+    classifier: nn.Module, indices: Sequence[int], clean: torch.Tensor
+) -> Predictions:
+    """A backbone's original ImageNet classifier on its features [N, D], asked only for the classes
+    of those indices, as `zero_shot_classes` gives them."""
     with torch.inference_mode():
-        logits = model.get_classifier()(clean)[:, wanted]
+        logits = classifier(clean)[:, list(indices)]
     return Predictions(probabilities=logits.softmax(1)[None].numpy())
 
 
@@ -383,10 +379,15 @@ def score_macro_f1(labels: np.ndarray, predicted: np.ndarray) -> Score:
 
 
 def score_model(
-    model: str, predictions: Predictions, labels: np.ndarray, *, baseline: bool, weights: str
+    model: str,
+    predictions: Predictions,
+    labels: np.ndarray,
+    *,
+    baseline: bool,
+    weights: str,
+    folds: int,
 ) -> Scores:
-    """Scores of predictions against labels int [N], means over repeats; `folds` is left to the
-    caller."""
+    """Scores of predictions against labels int [N], means over repeats."""
     probabilities = predictions.probabilities
     classes = probabilities.shape[2]
     predicted = probabilities.argmax(2)
@@ -401,7 +402,7 @@ def score_model(
         baseline=baseline,
         weights=weights,
         n=len(labels),
-        folds=0,
+        folds=folds,
         accuracy_score=score_over_images((predicted == labels).mean(0)),
         log_loss=score_over_images(losses.mean(0)),
         brier=score_over_images(squares.mean(0)),
@@ -527,8 +528,8 @@ class ComparisonRecord(RunRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionKey:
-    """All that finished predictions depend on. The machine is not among it, since its parts may
-    come from several, but for the precision of the random views."""
+    """All that finished predictions depend on, but for the machine and its versions: parts may come
+    from several, and each says which has computed it. The precision of the random views counts."""
 
     method: str  # "study's head", "k-NN", ...
     data: str  # digest
@@ -539,4 +540,6 @@ class PredictionKey:
     seed: int
     folds: str  # their hash
     precision: str  # of the random views; of baselines on the clean view always fp32
+    choices: tuple[str, ...] = ()  # of a baseline: what it is chosen from
+    features: int = FEATURES_REVISION
     revision: int = 1  # raised whenever predictions of the same key come out otherwise

@@ -32,10 +32,15 @@ class Machine:
     """What computes, decided once and passed along."""
 
     device: torch.device
-    precision: torch.dtype  # of random views; the clean view is computed in fp32 on any machine
+    precision: torch.dtype  # of random views, see `precision_of`
     processor: str
     threads: int
     versions: dict[str, str]
+
+    def precision_of(self, view: int) -> torch.dtype:
+        """The type that a view is computed in: fp32 for the clean one, view 0, which models are
+        evaluated on."""
+        return self.precision if view else torch.float32
 
     def batch_size(self, pixels: int) -> int:
         """How many images of so many pixels (H * W) go through a frozen part at once."""

@@ -3,14 +3,16 @@ can take."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .errors import UserError
 from .store import Store
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +34,11 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
+
+
+def take_share(items: Sequence[Item], share: Share) -> list[Item]:
+    """The part of `items` that one of several machines takes: every so many-th."""
+    return list(items[share.number - 1 :: share.of])
 
 
 def parse_share(text: str) -> Share:
@@ -60,7 +67,7 @@ class Plan:
 
     def share(self, share: Share) -> "Plan":
         """The part that one of several machines takes: every so many-th group."""
-        taken = self.groups[share.number - 1 :: share.of]
+        taken = take_share(self.groups, share)
         return replace(self, points=tuple(one for one in self.points if one.group in taken))
 
     def missing(self) -> tuple[Point, ...]:

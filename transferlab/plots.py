@@ -2,7 +2,6 @@
 English."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -29,8 +28,7 @@ def describe_data(record: StudyRecord) -> str:
 
 def describe_run(record: StudyRecord) -> str:
     """One line for a figure: model, data (and whether drawn), weights."""
-    source = record.backbone.source[:70]
-    return f"{record.model} | {describe_data(record)} | weights: {source}"
+    return f"{record.model} | {describe_data(record)} | weights: {record.backbone.label}"
 
 
 def plot_class_counts(image_set: ImageSet, fold: Fold) -> plt.Figure:
@@ -165,7 +163,7 @@ def plot_models(records: Sequence[StudyRecord]) -> plt.Figure:
     hatched."""
     figure, axis = plt.subplots(figsize=(11, 1.2 + 0.7 * len(records)))
     for record in records:
-        label = textwrap.fill(f"{record.model}: {record.backbone.source}", 58, max_lines=3)
+        label = f"{record.model}\n{record.backbone.label}"
         accuracy = record.best.val_acc
         below = accuracy - record.accuracy_interval.low
         above = record.accuracy_interval.high - accuracy

@@ -1,11 +1,11 @@
 """Records that were published before schema 2, read as today's."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .datasets import augmentation_for
+from .datasets import known_augmentations
 from .pretrained import short_label
 from .records import RunRecord, StudyRecord, from_plain, read_plain
 from .train import Settings
@@ -27,6 +27,7 @@ OLD_KEYS = (  # what schema 1 said of data, weights and machine, in several shap
     "precision",
     "device",
     "machine",
+    "transforms",
 )
 
 
@@ -63,7 +64,8 @@ def upgrade(old: Mapping[str, Any], kind: type[Record], path: Path) -> dict[str,
     if "class_sizes" in known:  # of an audit
         new["class_sizes"] = old["classes"]
     if issubclass(kind, StudyRecord):
-        new |= old_study(old)
+        low, high = old["accuracy_interval"]
+        new["accuracy_interval"] = {"low": low, "high": high}
         del rest["accuracy_interval"]
     new |= {key: value for key, value in rest.items() if key in known and key not in new}
     if "facts" in known:
@@ -95,6 +97,8 @@ def old_data(old: Mapping[str, Any]) -> list[dict[str, Any]]:
         "synthetic": old.get("synthetic", False),
         "rejected": rejected,
     }
+    if "transforms" in old:
+        one["augmentation"] = old_augmentation(old["transforms"])
     return [one]
 
 
@@ -135,17 +139,12 @@ def old_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"rule": "cycle"} | {key: settings[key] for key in settings if key in known}
 
 
-def old_study(old: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run of the study said in another shape."""
-    low, high = old["accuracy_interval"]
-    augmentation = augmentation_for(old["data"])
-    return {
-        "accuracy_interval": {"low": low, "high": high},
-        "augmentation": {
-            "name": augmentation.name,
-            "version": 1,
-            "size": 224,
-            "train": old["transforms"]["train"],
-            "clean": old["transforms"]["val"],
-        },
-    }
+def old_augmentation(transforms: Mapping[str, str]) -> dict[str, Any]:
+    """The augmentation that prints itself so; without a name where none does."""
+    train = transforms["train"]
+    clean = transforms["val"]
+    for make in known_augmentations().values():
+        info = make(224).info()
+        if (info.train, info.clean) == (train, clean):
+            return asdict(info)
+    return {"name": "", "version": 1, "size": 224, "train": train, "clean": clean}

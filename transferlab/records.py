@@ -13,7 +13,7 @@ from .machine import MachineInfo
 from .metrics import Interval
 from .pretrained import WeightsInfo
 from .train import Epoch, Settings, TrainResult
-from .views import AugmentationInfo
+from .views import Augmentation, AugmentationInfo
 
 SCHEMA = 2  # raised whenever a field changes its name or meaning
 
@@ -30,10 +30,11 @@ class DataInfo:
     classes: tuple[str, ...] = ()
     synthetic: bool = False  # drawn stand-ins
     rejected: tuple[Rejected, ...] = ()
+    augmentation: AugmentationInfo | None = None  # how its views were drawn
 
 
-def data_info(image_set: ImageSet) -> DataInfo:
-    """An image set as a record says it."""
+def data_info(image_set: ImageSet, augmentation: Augmentation | None = None) -> DataInfo:
+    """An image set, and how its views are drawn, as a record says it."""
     return DataInfo(
         name=image_set.name,
         digest=image_set.digest,
@@ -41,6 +42,7 @@ def data_info(image_set: ImageSet) -> DataInfo:
         classes=tuple(image_set.classes),
         synthetic=image_set.synthetic,
         rejected=tuple(image_set.rejected),
+        augmentation=augmentation.info() if augmentation else None,
     )
 
 
@@ -56,12 +58,11 @@ class RunRecord:
     machine: MachineInfo
     settings: Settings | None = None
     seed: int | None = None
-    augmentation: AugmentationInfo | None = None
 
     @property
-    def sources(self) -> dict[str, str]:
-        """Where each backbone's weights come from, in full."""
-        return {info.name: info.source for info in self.weights}
+    def augmentation(self) -> AugmentationInfo | None:
+        """How views of its only dataset were drawn."""
+        return self.data[0].augmentation if len(self.data) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +174,32 @@ def convert(kind: Any, value: Any) -> Any:
         known = {one.name: one.type for one in fields(kind)}
         given = {name: convert(known[name], value[name]) for name in known if name in value}
         return kind(**given)
-    return value if kind is Any else kind(value)
+    return value if kind is Any else checked(kind, value)
+
+
+def checked(kind: type, value: Any) -> Any:
+    """A number, a text or a truth value of that type; a whole number counts as a float too.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:
     """The plain values of a record's file.
 
     Raises:
-        OSError, ValueError: it is missing or damaged.
+        OSError, ValueError: it is missing or damaged, or a later release has written it.
     """
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    plain = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(plain, dict):
+        raise ValueError("it is no record")
+    schema = plain.get("schema", 0)
+    if schema > SCHEMA:
+        raise ValueError(f"its schema is {schema}, and this release reads up to {SCHEMA}")
+    return plain

@@ -116,10 +116,6 @@ class Store:
             self.write(key, found)
         return found
 
-    def values(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """What `compute()` gives, plain JSON values, read where they are kept already."""
-        return unpack(self.tensors(key, lambda: pack(compute())))
-
 
 NO_STORE = Store()
 
@@ -145,8 +141,12 @@ def read_kept(path: Path, wanted: str) -> dict[str, torch.Tensor]:
 
 
 def open_store(folder: str | Path) -> Store:
-    """The store in a folder; "" keeps nothing."""
-    return Store(folder=Path(folder).expanduser().resolve()) if folder else NO_STORE
+    """The store in a folder, swept of what killed writers left; "" keeps nothing."""
+    if not folder:
+        return NO_STORE
+    place = Path(folder).expanduser().resolve()
+    sweep_leftovers(place)
+    return Store(folder=place)
 
 
 # ---- the bound -------------------------------------------------------------------------------
@@ -289,28 +289,50 @@ def trim_to_bound(store: Store) -> None:
         print(f"warning: {error}")
 
 
+def damage(path: Path) -> str:
+    """What is wrong with a kept file, read under the key that it states itself; "" where it is
+    whole."""
+    try:
+        read_kept(path, json.dumps(kept_key(path), sort_keys=True))
+    except Exception as error:  # damaged files fail in many ways
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def copy_into(folder: Path, path: Path) -> None:
+    """Copies a kept file into a store's folder, under its name only when it is whole."""
+    with tempfile.TemporaryDirectory(prefix=".kept-", dir=folder) as place:
+        copied = shutil.copyfile(path, Path(place) / path.name)
+        os.replace(copied, folder / path.name)
+
+
 def merge_store(store: Store, other: Path) -> int:
     """Takes over the whole files of another store's folder that this one lacks -> how many.
 
     Raises:
-        UserError: `other` is no folder, or this store keeps nothing.
+        UserError: `other` holds no kept files, this store keeps nothing, or it cannot be written.
     """
-    if store.folder is None or not other.expanduser().is_dir():
-        raise UserError(f"cannot merge {other}: give a folder that holds finished parts")
-    place = store.folder.expanduser()
-    place.mkdir(parents=True, exist_ok=True)
+    other = other.expanduser()
+    files = kept_files(other) if other.is_dir() else []
+    if store.folder is None:
+        raise UserError(f"cannot merge {other}: nothing is kept here")
+    if not files:
+        advice = "give a folder that holds finished parts, as a share names it at its end"
+        raise UserError(f"cannot merge {other}: {advice}")
+    target = store.folder.expanduser()
     taken = 0
-    for file in kept_files(other):
-        target = place / file.path.name
-        if target.exists():
-            continue
-        try:
-            read_kept(file.path, json.dumps(kept_key(file.path), sort_keys=True))
-        except Exception as error:  # damaged files fail in many ways; each is left out
-            warnings.warn(f"{file.path.name} is damaged ({error}): not merged", stacklevel=2)
-            continue
-        with tempfile.TemporaryDirectory(prefix=".kept-", dir=place) as folder:
-            copied = shutil.copyfile(file.path, Path(folder) / file.path.name)
-            os.replace(copied, target)
-        taken += 1
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            own = target / file.path.name
+            if own.is_file() and not damage(own):
+                continue
+            reason = damage(file.path)
+            if reason:
+                warnings.warn(f"{file.path} is damaged ({reason}): not merged", stacklevel=2)
+                continue
+            copy_into(target, file.path)
+            taken += 1
+    except OSError as error:
+        raise UserError(f"cannot merge {other} into {target}: {error}") from error
     return taken

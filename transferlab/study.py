@@ -134,9 +134,9 @@ def announce_time(frozen: Frozen, study: Study) -> None:
     """Says how long the random views will take at most, where that is known and long."""
     seconds = frozen.clock.seconds.get("clean view")  # absent where it has come from disk
     settings = study.settings
-    if seconds is None or study.machine.device.type != "cpu":
-        return
     asked = {settings.view_of(epoch) for epoch in range(settings.epochs)} - {0}
+    if seconds is None or not asked or study.machine.device.type != "cpu":
+        return
     share = len(study.fold.train) / len(study.image_set.labels)
     longest = seconds * share * len(asked)
     name = frozen.info.name
@@ -160,7 +160,7 @@ def train_study(
     data = TrainData(
         view_of=lambda epoch: features.train(study.settings.view_of(epoch)),
         labels=study.labels(fold.train),
-        clean_x=clean[fold.train],
+        clean_x=features.train(0),
         val_x=clean[fold.val],
         val_y=study.labels(fold.val),
     )
@@ -180,12 +180,11 @@ def describe_study(frozen: Frozen, study: Study, result: TrainResult) -> StudyRe
     macro_f1 = f1_score(val_labels, val.predictions, average="macro")
     config = frozen.model.pretrained_cfg
     return StudyRecord(
-        data=(data_info(study.image_set),),
+        data=(data_info(study.image_set, study.renderer.augmentation),),
         weights=(frozen.info,),
         machine=study.machine.info(),
         settings=study.settings,
         seed=study.seed,
-        augmentation=study.renderer.augmentation.info(),
         split_hash=hash_of_split(study.image_set, fold),
         n_train=len(fold.train),
         n_val=len(fold.val),

@@ -80,7 +80,7 @@ class Activations:
         blocks = self.study.renderer.blocks(view, index)
         if self.lower is None:
             return torch.cat([*blocks])
-        precision = machine.precision if view else torch.float32
+        precision = machine.precision_of(view)
         return extract(self.lower, blocks, machine=machine, precision=precision)
 
 
@@ -93,7 +93,7 @@ def activations_at(lower: nn.Module, cut: str, study: Study, first: int) -> Trai
         return TrainData(
             view_of=lambda epoch: kept.train(settings.view_of(first + epoch)),
             labels=study.labels(fold.train),
-            clean_x=kept.clean[fold.train],
+            clean_x=kept.train(0),
             val_x=kept.clean[fold.val],
             val_y=study.labels(fold.val),
         )

@@ -1,5 +1,8 @@
 """A logistic regression on frozen features, always asked about images it was not fitted on."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -12,6 +15,14 @@ REPEATS = 5
 # out-of-fold log-loss (1.42, against 1.86 at scikit-learn's 1; EfficientNet-Lite0, ImageNet
 # weights) and the highest mean accuracy.
 PENALTY = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """One fold: what is fitted on and what is asked about, int index arrays."""
+
+    train: np.ndarray
+    test: np.ndarray
 
 
 def choose_folds(labels: np.ndarray, groups: np.ndarray) -> int:
@@ -27,20 +38,17 @@ def choose_folds(labels: np.ndarray, groups: np.ndarray) -> int:
     return min(5, smallest) if smallest > 1 else 0
 
 
-def draw_folds(
-    labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified folds -> list of (train, test) index arrays; no group is in two of them."""
+def draw_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[Part]:
+    """Stratified folds; no group is in training and test at once."""
     if groups is None:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(labels, labels, groups))
+    drawn = splitter.split(labels, labels, groups)
+    return [Part(train=train, test=test) for train, test in drawn]
 
 
-def out_of_fold(
-    features: np.ndarray, labels: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
-) -> np.ndarray:
+def out_of_fold(features: np.ndarray, labels: np.ndarray, parts: Sequence[Part]) -> np.ndarray:
     """Probabilities [N, C] of images [N, D] by regressions fitted on the other folds.
 
     Features are standardised inside the fold. A class that a training fold lacks gets probability 0
@@ -50,12 +58,12 @@ def out_of_fold(
     probabilities = np.zeros((len(labels), labels.max() + 1))
     # Matrices this small gain nothing from threads, and with one the sums stay in one order.
     with threadpool_limits(1):
-        for train, test in folds:
+        for part in parts:
             regression = LogisticRegression(C=PENALTY, max_iter=1000)
             model = make_pipeline(StandardScaler(), regression)
-            model.fit(features[train], labels[train])
-            cells = np.ix_(test, regression.classes_)
-            probabilities[cells] = model.predict_proba(features[test])
+            model.fit(features[part.train], labels[part.train])
+            cells = np.ix_(part.test, regression.classes_)
+            probabilities[cells] = model.predict_proba(features[part.test])
     return probabilities
 
 
@@ -71,6 +79,6 @@ def label_probabilities(
     kept = groups if has_copies else None
     drawn = []
     for seed in range(repeats):
-        part = draw_folds(labels, kept, folds, seed)
-        drawn.append(out_of_fold(features, labels, part))
+        parts = draw_folds(labels, kept, folds, seed)
+        drawn.append(out_of_fold(features, labels, parts))
     return np.mean(drawn, axis=0)

@@ -84,7 +84,7 @@ def plot_audit(audit: AuditResult) -> plt.Figure:
     plot_leaks(right, audit.leaks)
     drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
     data = f"{image_set.name}{drawn}, {len(image_set.labels)} images"
-    backbone = f"{audit.weights.name}, weights: {audit.weights.source}"
+    backbone = f"{audit.weights.name}, weights: {audit.weights.label}"
     figure.suptitle(f"{data}\n{backbone}", fontsize=9)
     return figure
 

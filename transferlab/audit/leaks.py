@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from ..metrics import Interval, percentile_interval
 from .crossval import REPEATS, choose_folds, draw_folds, out_of_fold
 
 RESAMPLES = 2000  # of the bootstrap over groups
@@ -52,22 +53,20 @@ def correct_by_repeat(
     """Which images were classified correctly out of fold -> bool [repeats, N]."""
     correct = []
     for seed in range(repeats):
-        drawn = draw_folds(labels, groups, folds, seed)
-        probabilities = out_of_fold(features, labels, drawn)
+        parts = draw_folds(labels, groups, folds, seed)
+        probabilities = out_of_fold(features, labels, parts)
         correct.append(probabilities.argmax(axis=1) == labels)
     return np.array(correct)
 
 
-def bootstrap_groups(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values` [N] by a bootstrap over groups -> (low, high)."""
+def bootstrap_groups(values: np.ndarray, groups: np.ndarray) -> Interval:
+    """The 95 % interval of the mean of `values` [N] by a bootstrap over groups."""
     sizes = np.bincount(groups)
     sums = np.bincount(groups, weights=values)
     count = len(sizes)
     even = np.full(count, 1 / count)
     drawn = np.random.default_rng(0).multinomial(count, even, size=RESAMPLES)
-    resampled = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return float(low), float(high)
+    return percentile_interval((drawn @ sums) / (drawn @ sizes))
 
 
 def measure_leak(
@@ -92,7 +91,7 @@ def measure_leak(
     grouped = correct_by_repeat(features, labels, groups, folds, repeats)
     difference = random.astype(float) - grouped
     by_image = difference.mean(axis=0)
-    low, high = bootstrap_groups(by_image, groups)
+    interval = bootstrap_groups(by_image, groups)
     return LeakTest(
         grouping=grouping,
         images=len(labels),
@@ -101,8 +100,8 @@ def measure_leak(
         random=tuple(random.mean(axis=1).tolist()),
         grouped=tuple(grouped.mean(axis=1).tolist()),
         drop=float(by_image.mean()),
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
     )
 
 

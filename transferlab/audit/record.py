@@ -9,7 +9,6 @@ import pandas as pd
 from ..artifacts import save_figure, write_table, write_text
 from ..machine import Machine
 from ..records import RunRecord, data_info, to_json
-from ..views import faces_augmentation
 from .figures import plot_audit, plot_suspects
 from .findings import Finding
 from .labels import PlantedCheck
@@ -61,13 +60,13 @@ def leak_table(audit: AuditResult) -> pd.DataFrame:
 def make_record(audit: AuditResult, machine: Machine, stamp: str) -> AuditRecord:
     """The record of an audit."""
     check = audit.labels
+    data = data_info(audit.image_set, audit.features.augmentation)
     return AuditRecord(
         stamp=stamp,
-        data=(data_info(audit.image_set),),
+        data=(data,),
         weights=(audit.weights,),
         machine=machine.info(),
         seed=SEED,
-        augmentation=faces_augmentation().info(),
         class_sizes=audit.class_sizes,
         counts=dict(audit.counts),
         serious=dict(audit.serious),

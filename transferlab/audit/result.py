@@ -13,7 +13,7 @@ from ..pretrained import WeightsInfo
 from ..store import NO_STORE, Store
 from ..study import Study, freeze_backbone
 from ..train import Settings
-from ..views import Renderer, faces_augmentation
+from ..views import Augmentation, Renderer, faces_augmentation
 from .copies import find_exact_copies, find_near_copies, group_copies, take_fingerprints
 from .findings import (
     Finding,
@@ -34,6 +34,7 @@ class CleanFeatures:
     """Frozen features of all images, the whole picture squeezed to 224 x 224."""
 
     values: np.ndarray  # float32 [N, D]
+    augmentation: Augmentation  # whose clean view they are of
     weights: WeightsInfo  # of the backbone
 
 
@@ -47,7 +48,12 @@ class AuditResult:
     findings: tuple[Finding, ...]
     labels: LabelCheck | None  # None: a class has too few images that are no copies of each other
     leaks: tuple[LeakTest, ...]  # what could be measured, shown or not
-    weights: WeightsInfo  # of the backbone whose features tell of labels and leaks
+    features: CleanFeatures  # what tells of labels and leaks
+
+    @property
+    def weights(self) -> WeightsInfo:
+        """Of the backbone that has looked at labels and leaks."""
+        return self.features.weights
 
     @property
     def class_sizes(self) -> dict[str, int]:
@@ -84,8 +90,9 @@ def clean_features(
         UserError: as `freeze_backbone`.
     """
     everything = torch.arange(len(image_set.labels))
+    augmentation = faces_augmentation()
     study = Study(
-        renderer=Renderer(image_set, faces_augmentation(), seed=SEED),
+        renderer=Renderer(image_set, augmentation, seed=SEED),
         fold=Fold(train=everything[:0], val=everything),
         settings=Settings(),
         machine=machine,
@@ -93,7 +100,9 @@ def clean_features(
         store=store,
     )
     frozen = freeze_backbone(model, study, weights=weights)
-    return CleanFeatures(values=frozen.features.clean.numpy(), weights=frozen.info)
+    return CleanFeatures(
+        values=frozen.features.clean.numpy(), augmentation=augmentation, weights=frozen.info
+    )
 
 
 def folders_passed_over(image_set: ImageSet, folder: Path) -> tuple[str, ...]:
@@ -136,5 +145,5 @@ def audit_images(
         findings=tuple(finding.below(prefix) for finding in findings),
         labels=labels,
         leaks=tuple(leaks),
-        weights=features.weights,
+        features=features,
     )

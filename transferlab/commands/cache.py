@@ -2,12 +2,12 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..store import KeptFile, cache_bound, kept_files, kept_key, trim_store
+from ..errors import UserError
+from ..store import KeptFile, cache_bound, kept_files, kept_key, open_store, trim_store
 from .options import add_cache
 
 
@@ -39,9 +39,11 @@ def run(options: argparse.Namespace) -> int:
     """Prints what lies in the store, or clears it.
 
     Raises:
-        UserError: it is no folder, or cannot be written.
+        UserError: none is named, it is no folder, or cannot be written.
     """
-    folder = Path(options.cache_dir)
+    folder = open_store(options.cache_dir).folder
+    if folder is None:
+        raise UserError("--cache-dir is empty: name the folder of kept features")
     if options.clear:
         trimmed = trim_store(folder)
         print(f"{trimmed.files} files, {trimmed.size / 1e6:.1f} MB deleted from {folder}")

@@ -13,6 +13,7 @@ import torch
 from sklearn.base import ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
 from ..artifacts import new_stamp, prepare_out_dir, write_figure, write_table, write_text
 from ..backbones import create_backbone
@@ -39,11 +40,11 @@ from ..heldout import (
     verdict_text,
     zero_shot_classes,
 )
-from ..plan import Plan, Point, parse_share
+from ..plan import Plan, Point, Share, parse_share, take_share
 from ..plots import plot_comparison
 from ..pretrained import WeightsInfo, check_weights_place
 from ..records import data_info, to_json
-from ..store import NO_STORE, Store, merge_store, open_store
+from ..store import NO_STORE, Store, cache_bound, merge_store, open_store, trim_to_bound
 from ..study import Frozen, Study, freeze_backbone
 from ..train import Settings
 from ..views import Augmentation
@@ -115,6 +116,15 @@ def freeze_once(study: Study, name: str, weights: str) -> Frozen:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Original:
+    """A backbone as it was found, before anything is computed with it."""
+
+    info: WeightsInfo
+    classifier: nn.Module
+    classes: list[int] | None  # ImageNet's for those of the folder; None: it cannot be asked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
     """A backbone that is compared, or one of its baselines is made from."""
 
@@ -123,16 +133,35 @@ class Candidate:
     weights: str
 
     @cached_property
+    def original(self) -> Original:
+        """What is needed of it before anything is computed."""
+        model, info = create_backbone(self.name, self.weights)
+        known = zero_shot_classes(self.task.study.image_set.classes)
+        of_imagenet = info.measures_transfer and model.num_classes == 1000
+        return Original(
+            info=info,
+            classifier=model.get_classifier(),
+            classes=known if of_imagenet else None,
+        )
+
+    @property
     def info(self) -> WeightsInfo:
         """What it computes with."""
-        return create_backbone(self.name, self.weights)[1]
+        return self.original.info
 
     @property
     def frozen(self) -> Frozen:
-        """The backbone, made when the first point that needs it is computed."""
-        return freeze_once(self.task.study, self.name, self.weights)
+        """The backbone, made when the first point that needs it is computed.
 
-    def key(self, method: str) -> PredictionKey:
+        Raises:
+            UserError: its weights are no longer those that were found at the start.
+        """
+        frozen = freeze_once(self.task.study, self.name, self.weights)
+        if frozen.info.sha256 != self.info.sha256:
+            raise UserError(f"the weights of {self.name} have changed meanwhile: run again")
+        return frozen
+
+    def key(self, method: str, choices: Sequence[ClassifierMixin] = ()) -> PredictionKey:
         """What predictions by a method depend on; those without a head see only the clean view."""
         study = self.task.study
         heads = method == "head"
@@ -145,7 +174,8 @@ class Candidate:
             settings=study.settings if heads else None,
             seed=study.seed,
             folds=self.task.folds.hash,
-            precision=str(study.machine.precision if heads else torch.float32),
+            precision=str(study.machine.precision_of(1 if heads else 0)),
+            choices=tuple(str(one) for one in choices),
         )
 
     def head(self) -> Predictions:
@@ -159,19 +189,10 @@ class Candidate:
 
     def zero_shot(self) -> Predictions:
         """Its own ImageNet classifier, asked without training."""
-        clean = self.frozen.features.clean
-        found = predict_zero_shot(self.name, self.weights, clean, self.task.study.image_set)
-        if found is None:
-            raise UserError(f"{self.name} has no ImageNet classifier to ask")
-        return found
-
-    def can_be_asked(self) -> bool:
-        """Whether it has an ImageNet classifier that holds all of the folder's classes."""
-        if not self.info.measures_transfer:
-            return False
-        model, _ = create_backbone(self.name, self.weights)
-        known = zero_shot_classes(self.task.study.image_set.classes)
-        return known is not None and model.num_classes == 1000
+        original = self.original
+        return predict_zero_shot(
+            original.classifier, original.classes or (), self.frozen.features.clean
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,15 +213,16 @@ def classifiers_of(folds: Folds) -> dict[str, list[ClassifierMixin]]:
 
 
 def make_point(
-    name: str, group: str, key: PredictionKey, compute: Callable[[], Predictions]
+    name: str, candidate: Candidate, key: PredictionKey, compute: Callable[[], Predictions]
 ) -> Point:
-    """A point that says when it is computed."""
+    """A point that says when it is computed, and on which machine it was."""
+    machine = candidate.task.study.machine.info()
 
     def measure() -> dict[str, torch.Tensor]:
         print(f"{name} ...", flush=True)
-        return keep_predictions(compute())
+        return keep_predictions(replace(compute(), machine=machine))
 
-    return Point(name=name, group=group, key=key, measure=measure)
+    return Point(name=name, group=candidate.name, key=key, measure=measure)
 
 
 def baseline_points(
@@ -212,16 +234,15 @@ def baseline_points(
     name = candidate.name
     for method, classifiers in classifiers_of(candidate.task.folds).items():
         fit = partial(candidate.fitted, classifiers)
-        point = make_point(f"{name}, {method}", name, candidate.key(method), fit)
-        yield point, candidate.info
+        key = candidate.key(method, classifiers)
+        yield make_point(f"{name}, {method}", candidate, key, fit), candidate.info
     if not candidate.info.measures_transfer:
         return
     label = f"{name}, random initialisation"
-    point = make_point(label, name, untrained.key("head"), untrained.head)
-    yield point, untrained.info
-    if candidate.can_be_asked():
+    yield make_point(label, untrained, untrained.key("head"), untrained.head), untrained.info
+    if candidate.original.classes:
         key = candidate.key("zero-shot")
-        yield make_point(f"{name}, zero-shot", name, key, candidate.zero_shot), candidate.info
+        yield make_point(f"{name}, zero-shot", candidate, key, candidate.zero_shot), candidate.info
     else:
         classes = ", ".join(candidate.task.study.image_set.classes)
         print(f"{name}: no zero-shot baseline (its classifier does not hold all of {classes})")
@@ -235,7 +256,7 @@ def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:
         candidate = Candidate(task=task, name=name, weights=task.weights)
         info = candidate.info
         print(f"{name}: weights {info.kind}: {info.source}", flush=True)
-        points.append(make_point(name, name, candidate.key("head"), candidate.head))
+        points.append(make_point(name, candidate, candidate.key("head"), candidate.head))
         infos[name] = info
         if not task.baselines:
             continue
@@ -321,8 +342,9 @@ def score_all(work: Work, found: dict[str, Predictions], task: Task) -> list[Sco
             labels,
             baseline=name not in work.models,
             weights=info.source if info else "",
+            folds=len(task.folds),
         )
-        scores.append(replace(score, folds=len(task.folds)))
+        scores.append(score)
     return scores
 
 
@@ -331,12 +353,11 @@ def describe(work: Work, found: dict[str, Predictions], task: Task) -> Compariso
     study = task.study
     machines = {str(one.machine): one.machine for one in found.values() if one.machine}
     return ComparisonRecord(
-        data=(data_info(study.image_set),),
+        data=(data_info(study.image_set, study.renderer.augmentation),),
         weights=tuple(work.infos[name] for name in work.models),
         machine=study.machine.info(),
         settings=study.settings,
         seed=study.seed,
-        augmentation=study.renderer.augmentation.info(),
         folds=task.folds.k,
         repeats=task.folds.repeats,
         fold_hash=task.folds.hash,
@@ -445,7 +466,7 @@ def finished_store(folder: Path, augmentation: Augmentation, *, shared: bool) ->
     """
     if augmentation.name:
         folder.mkdir(exist_ok=True)
-        return Store(folder=folder)
+        return open_store(folder)
     if shared:
         reason = "nothing that is computed with it is kept or merged"
         raise UserError(f"the dataset's augmentation states no name, so {reason}: give it one")
@@ -474,6 +495,56 @@ def announce(work: Work, merged: bool) -> None:
         print("(parts count where models, weights, images, options and --precision are the same)")
 
 
+def announce_machines(record: ComparisonRecord) -> None:
+    """Says where parts come from that other versions have computed."""
+    here = record.machine.versions
+    for machine in record.machines:
+        others = [f"{name} {version}" for name, version in machine.versions.items()]
+        if machine.versions != here:
+            print(f"note: parts were computed by {', '.join(others)} on {machine.processor}")
+
+
+def compute_share(work: Work, share: Share) -> None:
+    """Computes one machine's part, and says where it lies.
+
+    Raises:
+        UserError: something of it could not be kept.
+    """
+    compute(work)
+    lost = work.plan.missing()
+    folder = work.plan.store.folder
+    if lost:
+        names = "; ".join(point.name for point in lost)
+        raise UserError(f"not kept in {folder}: {names}: make room there and run again")
+    print(f"share {share} is done: give {folder} to --merge where all come together")
+
+
+def compare(task: Task, options: argparse.Namespace, out: Path) -> None:
+    """Computes what is asked for, and where it is the whole comparison, prints and writes it.
+
+    Raises:
+        UserError: as `parse_share`, `finished_store`, `merge_parts` and `plan_work`.
+    """
+    share = parse_share(options.share) if options.share else None
+    shared = bool(share or options.merge)
+    augmentation = task.study.renderer.augmentation
+    store = finished_store(out / "result/compare_finished", augmentation, shared=shared)
+    merge_parts(store, options.merge)
+    models = take_share(options.models, share) if share else options.models
+    if not models:
+        raise UserError(f"share {share} of {len(options.models)} models is none of them")
+    work = plan_work(task, models, store)
+    announce(work, merged=bool(options.merge))
+    if share:
+        compute_share(work, share)
+        return
+    comparison = finish(work, task, Path(options.data).expanduser())
+    print_comparison(comparison)
+    announce_machines(comparison.record)
+    for path in write_comparison(out, comparison):
+        print(path)
+
+
 def run(options: argparse.Namespace) -> int:
     """Compares backbones on the images of one folder, prints the verdict, writes predictions,
     metrics, pairs and a figure.
@@ -482,33 +553,20 @@ def run(options: argparse.Namespace) -> int:
     nothing but that is written.
 
     Raises:
-        UserError: as `load_images`, `check_weights_place`, `create_backbone`, `make_folds`,
-            `parse_share` and `finished_store`; a model named twice.
+        UserError: as `load_images`, `check_weights_place`, `create_backbone`, `make_folds` and
+            `compare`; a model named twice; an unusable bound of the cache.
     """
     if len(set(options.models)) < len(options.models):
         raise UserError(f"models {' '.join(options.models)}: name each once")
-    share = parse_share(options.share) if options.share else None
-    root = Path(options.data).expanduser()
-    image_set = load_images(root)
+    cache_bound()  # an unusable one is said before any time is spent
+    image_set = load_images(options.data)
     out = prepare_out_dir(options.out)
     task = make_task(options, image_set)
-    finished = out / "result/compare_finished"
-    augmentation = task.study.renderer.augmentation
-    store = finished_store(finished, augmentation, shared=bool(options.share or options.merge))
     counted = f"{len(image_set.labels)} images, {len(image_set.classes)} classes"
-    drawn = augmentation.name or "an augmentation without a name"
+    drawn = task.study.renderer.augmentation.name or "an augmentation without a name"
     print(f"{image_set.name}: {counted}, {len(image_set.rejected)} left out; views of {drawn}")
-    merge_parts(store, options.merge)
-    work = plan_work(task, options.models, store)
-    if share:
-        work = replace(work, plan=work.plan.share(share))
-    announce(work, merged=bool(options.merge))
-    if share:
-        compute(work)
-        print(f"share {share} is done: give {finished} to --merge where all come together")
-        return 0
-    comparison = finish(work, task, root)
-    print_comparison(comparison)
-    for path in write_comparison(out, comparison):
-        print(path)
+    try:
+        compare(task, options, out)
+    finally:
+        trim_to_bound(task.study.store)
     return 0
