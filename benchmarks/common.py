@@ -22,7 +22,7 @@ from torch import nn
 
 from transferlab.artifacts import new_stamp, write_figure, write_table, write_text
 from transferlab.data import Fold, ImageSet, load_images, split_images, split_indices
-from transferlab.datasets import FACES, Dataset
+from transferlab.datasets import FACES, INSECTS, Dataset
 from transferlab.errors import UserError
 from transferlab.heldout import INNER_SHARE, study_of_all
 from transferlab.machine import Machine, MachineInfo
@@ -44,6 +44,7 @@ from transferlab.views import Renderer
 
 ROOT = Path(__file__).parents[1]
 FRESH_VIEWS = Settings(views=30, rule="cycle")  # a fresh random view in each of the 30 epochs
+STUDIED = {dataset.name: dataset for dataset in (FACES, INSECTS)}  # the study's datasets
 # The study's backbones, and two more that have pretrained weights.
 WITH_WEIGHTS = (*BACKBONES, "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 FOLDER = "result/benchmarks"  # under --out: tables and records

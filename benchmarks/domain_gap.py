@@ -40,6 +40,7 @@ from torch import nn
 
 from benchmarks.common import (
     FRESH_VIEWS,
+    STUDIED,
     WITH_WEIGHTS,
     Pair,
     all_images,
@@ -64,7 +65,7 @@ from transferlab.backbones import (
     split_at,
 )
 from transferlab.data import Folds
-from transferlab.datasets import DATASETS, FACES, INSECTS
+from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
 from transferlab.features import extract_large
 from transferlab.heldout import make_folds, predict_with
@@ -296,7 +297,7 @@ def plot_cka(axis: Axes, tuning: Tuning, moved: Moved) -> None:
 def plot_gap(table: pd.DataFrame, moved: Mapping[Tuning, Moved], title: str) -> Figure:
     """k-NN accuracies, a panel a dataset, and the CKA matrices below."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
-    for axis, dataset, colour in zip(axes[0], DATASETS, (BLUE, ORANGE)):
+    for axis, dataset, colour in zip(axes[0], STUDIED, (BLUE, ORANGE)):
         part = table[table.dataset == dataset]
         plot_neighbours(axis, part.sort_values("knn_accuracy"), colour)
         axis.set_title(dataset)
@@ -353,7 +354,7 @@ def prepare(options: Options, machine: Machine, store: Store) -> Setup:
     """
     studies = {
         name: all_images(options.data, dataset, FRESH_VIEWS, machine=machine, store=store)
-        for name, dataset in DATASETS.items()
+        for name, dataset in STUDIED.items()
     }
     infos = find_weights(options.models, options.weights)
     return Setup(options=options, machine=machine, studies=studies, infos=infos)
@@ -398,7 +399,7 @@ def features_of(setup: Setup, pair: Pair) -> FeatureScores:
 def tuned_on_split(setup: Setup, settings: Settings, tuning: Tuning) -> Moved:
     """One partial fine-tuning on the study's split."""
     data = setup.options.data
-    dataset = DATASETS[tuning.pair.dataset]
+    dataset = STUDIED[tuning.pair.dataset]
     study = make_study(data, dataset=dataset, settings=settings, machine=setup.machine)
     planned = setup.infos[tuning.pair.model]
     return tune_partly(study, tuning, planned, setup.options.weights)

@@ -377,7 +377,7 @@ def decision_lines(analysis: Analysis) -> list[str]:
         f"rule: a setting {RULE}",
         *CAVEATS,
         f"passing: {'; '.join(analysis.passing) or 'nothing'}",
-        f"default, set beforehand and not picked from this table: {DEFAULT}: {outcome}",
+        f"the default, not picked from this table: {DEFAULT}: {outcome}",
     ]
     if analysis.left_out:
         missing = "; ".join(map(str, analysis.left_out))

@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.common import (
+    STUDIED,
     Pair,
     all_images,
     benchmark_store,
@@ -59,7 +60,7 @@ from transferlab.backbones import (
     split_features,
 )
 from transferlab.data import Folds
-from transferlab.datasets import DATASETS, FACES, INSECTS
+from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
 from transferlab.heldout import make_folds, train_on_folds, training_part
 from transferlab.machine import Machine, this_machine
@@ -729,7 +730,7 @@ def prepare(options: Options, machine: Machine, store: Store) -> Setup:
     """
     studies = {
         name: all_images(options.data, dataset, SETTINGS, machine=machine, store=store)
-        for name, dataset in DATASETS.items()
+        for name, dataset in STUDIED.items()
     }
     infos = find_weights(options.weights)
     sizes = {"k": options.folds, "repeats": options.repeats, "seed": 0}

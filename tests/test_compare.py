@@ -357,8 +357,8 @@ def test_a_part_of_other_settings_or_views_is_not_taken(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--share", "3/2"), "the share '3/2' is none"),
-        (("--share", "half"), "the share 'half' is none"),
+        (("--share", "3/2"), "'3/2' is no share"),
+        (("--share", "half"), "'half' is no share"),
         (("--merge", "no/such"), "cannot merge no/such: give a folder that holds finished parts"),
         (("--weights", "no/such"), "weights no/such do not exist"),
         (("--folds", "9"), "9 folds: give from 2 to 8"),

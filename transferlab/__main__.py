@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in find_commands().items():
-        described = " ".join((command.__doc__ or "").split())
+        described = " ".join((command.__doc__ or "").split()).replace("%", "%%")
         text = described.partition(": ")[2].partition(". ")[0]
         own = parsers.add_parser(name, help=text, description=described)
         command.add_options(own)
@@ -40,8 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> exit code: its own (0, or 1 after an audit that found something serious),
     or 2 after a `UserError`, whose one line goes to stderr."""
-    options = make_parser().parse_args(arguments)
     try:
+        options = make_parser().parse_args(arguments)
         return options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

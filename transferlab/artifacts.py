@@ -39,7 +39,7 @@ def prepare_out_dir(out_dir: str | Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        advice = "set out_dir to a folder of yours"
+        advice = "give a folder of yours (--out, or out_dir in a notebook)"
         raise UserError(f"cannot write to {out_dir} ({error}): {advice}") from error
     return out_dir
 

@@ -50,7 +50,7 @@ def parse_share(text: str) -> Share:
     number, _, of = text.partition("/")
     if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
         return Share(number=int(number), of=int(of))
-    raise UserError(f"the share {text!r} is none: write 1/3, 2/3 or 3/3 for a third")
+    raise UserError(f"{text!r} is no share: write 1/3, 2/3 or 3/3 for a third")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

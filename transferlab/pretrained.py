@@ -132,7 +132,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # files fail in many ways; all mean that this one is not usable
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         lost = describe_lost_tensors(Path(path))
         unusable = "is missing, damaged or no plain tensors"
         raise UserError(f"weights file {path} {unusable} ({reason}{lost})") from error

@@ -81,8 +81,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--baselines", choices=("all", "none"), default="all", help=text)
     add_views(parser, str(Settings().views))
     text = (
-        "how views are drawn: whole faces or random crops of photos, e.g. --augment photos "
-        "(default: photos, for the manga faces faces)"
+        "how views are drawn, e.g. --augment photos for random crops, --augment faces for whole "
+        "pictures (default: the dataset's own, for other folders photos)"
     )
     option("--augment", choices=tuple(known_augmentations()), default="", help=text)
     add_precision(parser)

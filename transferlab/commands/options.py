@@ -13,7 +13,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 def whole(text: str, lowest: int = 0) -> int:
     """An argparse type: a whole number of `lowest` or more."""
-    if not text.isdigit() or int(text) < lowest:
+    if not text.isdecimal() or int(text) < lowest:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
     return int(text)
 
@@ -21,6 +21,14 @@ def whole(text: str, lowest: int = 0) -> int:
 def positive(text: str) -> int:
     """An argparse type: a whole number of 1 or more."""
     return whole(text, 1)
+
+
+def seed_number(text: str) -> int:
+    """An argparse type: a seed that scikit-learn takes, also when a fold's number is added."""
+    highest = 2**31
+    if not text.isdecimal() or int(text) > highest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {highest}")
+    return int(text)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +65,7 @@ def add_seed(parser: argparse.ArgumentParser, default: int) -> None:
     """--seed."""
     parser.add_argument(
         "--seed",
-        type=whole,
+        type=seed_number,
         default=default,
         help="of the split, the views and the head, e.g. --seed 7 (default: %(default)s)",
     )
