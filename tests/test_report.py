@@ -298,6 +298,18 @@ def test_weights_are_found_however_a_file_tells_them(tmp_path):
     assert found == [{"resnet50": "a" * 64}] * 2 + [{"resnet50": "s"}, {"": "s"}]
 
 
+def test_random_weights_of_another_processor_are_no_other_weights(tmp_path):
+    """The same seed gives a random backbone other tensors there."""
+    told = {"name": "vit", "timm_name": "vit", "kind": "random", "source": "random initialisation"}
+    for number, digest in enumerate("ab"):
+        weights = {"vit": told | {"sha256": digest * 64}}
+        (tmp_path / f"{number}.json").write_text(json.dumps({"weights": weights}))
+    one, other = (publish.weights_of([tmp_path / f"{number}.json"]) for number in range(2))
+    assert one == other
+    assert not publish.is_outdated([tmp_path / "0.json"], {"vit": {"random"}})
+    assert publish.is_outdated([tmp_path / "0.json"], {"vit": {"c" * 64, "a file"}})
+
+
 def test_benchmarks_with_the_same_weights_stay_named():
     files = publish.read_runs()
     assert publish.drop_outdated(dict(files)) == []
@@ -634,7 +646,8 @@ def test_techniques_are_judged_by_paired_tests(context, made_up_techniques):
     """A technique that gains on every fold is told apart, one that varies is not."""
     readme, lines = render_techniques(context, made_up_techniques)
     assert (
-        "백본까지 학습하는 기법 full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
+        "백본까지 학습하는 기법(에포크마다 새 뷰) "
+        "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
     )
     names = ["linear probe", "full fine-tuning", "biases only", "MixUp", "CutMix"]
     shown = {
@@ -721,8 +734,8 @@ def test_what_a_gpu_tuned_stands_beside_the_rest(context, made_up_techniques):
     gpu = of_a_gpu(made_up_techniques)
     readme, lines = render_techniques(context, made_up, gpu)
     assert (
-        "백본까지 학습하는 기법(GPU) full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1."
-        in readme
+        "백본까지 학습하는 기법(GPU, 에포크마다 새 뷰) "
+        "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
     )
     place = lines.index("재지 않은 것은 다음과 같습니다.")
     assert lines[

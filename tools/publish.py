@@ -117,13 +117,15 @@ def name_benchmark(name: str) -> tuple[str, list[Path]]:
 def weights_of(files: Iterable[Path]) -> dict[str, str]:
     """Returns {backbone: its weights' hash, or their description} of the benchmarks among `files`.
 
-    "" where one names no backbone.
+    "" where one names no backbone. Random weights are told as that: their hash is another on
+    another processor, and nothing was measured of them.
     """
     found = {}
     for path in files:
         if path.suffix == ".json":
             for info in read_record(path, RunRecord).weights:
-                found[info.name] = info.sha256 or info.source
+                told = info.sha256 or info.source
+                found[info.name] = told if info.measures_transfer else info.kind
     return found
 
 
@@ -135,6 +137,8 @@ def current_weights(files: Named) -> dict[str, set[str]]:
             if path.suffix == ".json":
                 backbone = read_record(path, RunRecord).weights[0]
                 current[backbone.name] = {backbone.sha256, backbone.source}
+                if not backbone.measures_transfer:
+                    current[backbone.name] = {backbone.kind}
     current[""] = set().union(*current.values())
     return current
 
