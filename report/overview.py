@@ -14,14 +14,13 @@ from transferlab.metrics import Interval
 from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.train import Settings
 
-RANDOM = "random initialisation: measures no transfer"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
     """An accuracy in the figure."""
 
-    name: str  # of the checkpoint
+    name: str  # of the backbone
+    weights: str  # their label
     accuracy: float
     interval: Interval
     random: bool  # from random weights
@@ -58,11 +57,12 @@ def draw_checkpoints(axis: Axes, marks: Sequence[Mark], title: str) -> None:
     names = []
     for place, mark in enumerate(marks):
         draw_mark(axis, -place, mark)
-        names.append(f"{mark.name} (random)" if mark.random else mark.name)
+        note = ": measures no transfer" if mark.random else ""
+        names.append(f"{mark.name}\n{mark.weights}{note}")
     heights = [-place for place in range(len(marks))]
-    axis.set_yticks(heights, names)
+    axis.set_yticks(heights, names, fontsize=9)
     axis.set_ylim(0.4 - len(marks), 0.7)
-    axis.set_title(title)
+    axis.set_title(title, fontsize=10)
     axis.set_xlabel("accuracy (%), 95 % interval")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -73,6 +73,7 @@ def marks_of_runs(runs: Iterable[Run]) -> list[Mark]:
     for run in runs:
         mark = Mark(
             name=run.record.model,
+            weights=run.record.backbone.label,
             accuracy=run.record.best.val_acc,
             interval=run.record.accuracy_interval,
             random=run.random,
@@ -83,10 +84,12 @@ def marks_of_runs(runs: Iterable[Run]) -> list[Mark]:
 
 def marks_of_models(compared: Comparison) -> list[Mark]:
     """The models of a comparison as marks."""
+    labels = {info.name: info.label for info in compared.record.weights}
     marks = []
     for one in compared.models:
         mark = Mark(
             name=one.model,
+            weights=labels[one.model],
             accuracy=one.accuracy,
             interval=one.accuracy_interval,
             random=False,
@@ -153,20 +156,10 @@ def draw_insects(axis: Axes, context: Context) -> None:
     draw_checkpoints(axis, marks_of_runs(runs), title)
 
 
-def describe_weights(runs: dict[str, Run]) -> str:
-    """Where the weights come from, a line each."""
-    lines = []
-    for name, run in runs.items():
-        source = RANDOM if run.random else run.record.backbone.source[:90]
-        lines.append(f"{name}: {source}")
-    return "\n".join(lines)
-
-
 def draw_overview(context: Context) -> Figure:
     """Faces and insects side by side."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3.4), layout="constrained")
     draw_faces(left, context)
     draw_guess(left, guess_of_faces(context))
     draw_insects(right, context)
-    figure.suptitle(describe_weights(context.runs), fontsize=6.5, color="#555555")
     return figure
