@@ -85,7 +85,10 @@ from transferlab.study import Frozen, Study
 from transferlab.techniques import (
     FROZEN,
     TUNED,
+    Incomplete,
+    LeftOut,
     Technique,
+    Untuned,
     paired_tests,
     stages,
     summarise_techniques,
@@ -611,45 +614,6 @@ def measure_alone(work: Work) -> list[Alone]:
 
 
 # ---- what was not measured -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incomplete:
-    """Techniques of a pair that lack a fold."""
-
-    kind: str
-    dataset: str
-    model: str
-    techniques: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Untuned:
-    """Backbones with weights of which only the head was trained on a dataset."""
-
-    dataset: str
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """What was not measured."""
-
-    incomplete: tuple[Incomplete, ...]
-    without_weights: tuple[str, ...]  # backbones
-    pairs: tuple[Untuned, ...]
-
-    def lines(self) -> list[str]:
-        """The same for the terminal."""
-        lines = []
-        for one in self.incomplete:
-            techniques = ", ".join(one.techniques)
-            lines.append(f"{one.kind}: {one.model} on {one.dataset}, {techniques}")
-        lines += [f"{n}, for which there are no pretrained weights" for n in self.without_weights]
-        for one in self.pairs:
-            models = ", ".join(one.models)
-            lines.append(f"tuned: {models} on {one.dataset} (name them with --tuned)")
-        return [f"not measured: {line}" for line in lines]
 
 
 def group_missing(missing: Iterable[Trial]) -> tuple[Incomplete, ...]:

@@ -14,7 +14,13 @@ from typed import fail
 from transferlab.metrics import Interval
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, from_plain
-from transferlab.techniques import paired_tests, summarise_techniques
+from transferlab.techniques import (
+    Incomplete,
+    LeftOut,
+    Untuned,
+    paired_tests,
+    summarise_techniques,
+)
 
 PLACE = ["dataset", "model", "technique"]
 
@@ -76,38 +82,6 @@ class Outcome:
     worse: int
     indistinguishable: int
     difference: float  # their median
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairsLeftOut:
-    """Backbones that were not tuned on a dataset."""
-
-    dataset: str
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incomplete:
-    """Techniques of a pair whose folds were not all measured."""
-
-    kind: str
-    dataset: str
-    model: str
-    techniques: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """What was not measured."""
-
-    incomplete: tuple[Incomplete, ...] = ()
-    without_weights: tuple[str, ...] = ()
-    pairs: tuple[PairsLeftOut, ...] = ()
-
-    @property
-    def something(self) -> bool:
-        """Whether there is any."""
-        return bool(self.incomplete or self.without_weights or self.pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +222,7 @@ def count_right(table: pd.DataFrame) -> pd.DataFrame:
     return sums.reset_index()
 
 
-def pairs_not_begun(left_out: LeftOut, begun: set[tuple[str, str]]) -> Iterator[PairsLeftOut]:
+def pairs_not_begun(left_out: LeftOut, begun: set[tuple[str, str]]) -> Iterator[Untuned]:
     """Of the pairs left out those that no machine has begun."""
     for one in left_out.pairs:
         models = [name for name in one.models if (one.dataset, name) not in begun]

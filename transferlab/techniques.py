@@ -370,6 +370,50 @@ def summarise_techniques(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Incomplete:
+    """Techniques of a pair that lack a fold."""
+
+    kind: str
+    dataset: str
+    model: str
+    techniques: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untuned:
+    """Backbones with weights of which only the head was trained on a dataset."""
+
+    dataset: str
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What was not measured."""
+
+    incomplete: tuple[Incomplete, ...] = ()
+    without_weights: tuple[str, ...] = ()  # backbones
+    pairs: tuple[Untuned, ...] = ()
+
+    @property
+    def something(self) -> bool:
+        """Whether there is any."""
+        return bool(self.incomplete or self.without_weights or self.pairs)
+
+    def lines(self) -> list[str]:
+        """The same for the terminal."""
+        lines: list[str] = []
+        for one in self.incomplete:
+            techniques = ", ".join(one.techniques)
+            lines.append(f"{one.kind}: {one.model} on {one.dataset}, {techniques}")
+        lines += [f"{n}, for which there are no pretrained weights" for n in self.without_weights]
+        for pair in self.pairs:
+            models = ", ".join(pair.models)
+            lines.append(f"tuned: {models} on {pair.dataset} (name them with --tuned)")
+        return [f"not measured: {line}" for line in lines]
+
+
 # What a technique adds to: it is tested against that as well as against the linear probe.
 ADDS_TO = {
     "label smoothing": "study's head",
