@@ -389,7 +389,7 @@ def figure_title(comparison: Comparison) -> str:
     drawn = " (synthetic)" if image_set.synthetic else ""
     images = f"n = {len(image_set.labels)}"
     lines = [f"{image_set.name}{drawn}, {images}, {record.folds} folds x {record.repeats}"]
-    lines += [f"{info.name}: {info.source[:110]}" for info in record.weights]
+    lines += [f"{info.name}: {info.label}" for info in record.weights]
     return "\n".join(lines)
 
 
