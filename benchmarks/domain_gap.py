@@ -64,6 +64,7 @@ from transferlab.backbones import (
     normalize,
     split_at,
 )
+from transferlab.commands.options import add_cache
 from transferlab.data import Folds
 from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
@@ -75,7 +76,7 @@ from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, ORANGE
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
-from transferlab.store import Store, default_cache
+from transferlab.store import Store
 from transferlab.study import Frozen, Study
 from transferlab.techniques import TUNING_RATE, study_head
 from transferlab.train import Settings, TrainData, TrainResult, train
@@ -491,9 +492,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument(
         "--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)"
     )
-    parser.add_argument(
-        "--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)"
-    )
+    add_cache(parser)
     return Options(**vars(parser.parse_args(arguments)))
 
 

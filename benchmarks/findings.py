@@ -59,6 +59,7 @@ from transferlab.backbones import (
     split_at,
     split_features,
 )
+from transferlab.commands.options import add_cache
 from transferlab.data import Folds
 from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
@@ -69,7 +70,7 @@ from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, GREY, ORANGE
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
-from transferlab.store import Store, default_cache
+from transferlab.store import Store
 from transferlab.study import Frozen, Study, freeze_backbone, train_study
 from transferlab.techniques import study_head
 from transferlab.train import Epoch, Settings, TrainData, evaluate, train
@@ -861,9 +862,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     numbers = {"folds": 5, "repeats": 5, "epochs": SETTINGS.epochs}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument(
-        "--cache-dir", default=default_cache(), help="keeps the features (default: %(default)s)"
-    )
+    add_cache(parser)
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -70,7 +70,7 @@ from transferlab.backbones import (
     build_model,
     create_backbone,
 )
-from transferlab.commands.options import positive
+from transferlab.commands.options import add_cache, positive
 from transferlab.data import Fold, Folds, load_images
 from transferlab.datasets import DATASETS, INSECTS, augmentation_for
 from transferlab.errors import UserError
@@ -80,7 +80,7 @@ from transferlab.plan import Plan, Point, Share
 from transferlab.plots import plot_technique_accuracies, plot_techniques
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
-from transferlab.store import Store, default_cache, open_store
+from transferlab.store import Store, open_store
 from transferlab.study import Frozen, Study
 from transferlab.techniques import (
     FROZEN,
@@ -696,8 +696,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         option(f"--{name}", type=positive, default=default, help="default: %(default)s")
     text = "measure for so long; run again to go on"
     option("--minutes", type=float, default=float("inf"), help=text)
-    text = "keeps the features (default: %(default)s)"
-    option("--cache-dir", default=default_cache(), help=text)
+    add_cache(parser)
     return Options(**vars(parser.parse_args(arguments)))
 
 

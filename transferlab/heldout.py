@@ -531,7 +531,7 @@ class PredictionKey:
     """All that finished predictions depend on, but for the machine and its versions: parts may come
     from several, and each says which has computed it. The precision of the random views counts."""
 
-    method: str  # "study's head", "k-NN", ...
+    method: str  # "head", "k-NN", "logistic regression", "zero-shot"
     data: str  # digest
     model: str  # timm's name
     weights: str  # hash of all tensors
