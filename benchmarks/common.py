@@ -21,11 +21,12 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from transferlab.artifacts import new_stamp, write_figure, write_table, write_text
-from transferlab.data import Fold, ImageSet, load_images, split_images, split_indices
+from transferlab.data import HeldOutFold, ImageSet, find_dataset, split_images, split_indices
 from transferlab.datasets import FACES, INSECTS, Dataset
+from transferlab.decoded import load_folder
 from transferlab.errors import UserError
 from transferlab.heldout import INNER_SHARE, study_of_all
-from transferlab.machine import Machine, MachineInfo
+from transferlab.machine import Machine, autocast
 from transferlab.plan import Plan, Point
 from transferlab.pretrained import BACKBONES, WeightsInfo
 from transferlab.records import BenchmarkRecord, to_json
@@ -89,9 +90,9 @@ def load_dataset(data: str | Path, dataset: Dataset) -> ImageSet:
     """The images of one of the study's datasets.
 
     Raises:
-        UserError: `data` lacks it; as `load_images`.
+        UserError: `data` lacks it; as `load_folder`.
     """
-    image_set = load_images(data, prefer=dataset.name)
+    image_set = load_folder(find_dataset(data, dataset.name))
     if image_set.name != dataset.name:
         advice = "give the folder that holds it"
         raise UserError(f"{data} holds no {dataset.name}, but {image_set.name}: {advice}")
@@ -128,7 +129,7 @@ def make_study(
     size: int = 224,
 ) -> Study:
     """A dataset split as the notebooks split it, at `size` px; features are kept in `store`."""
-    image_set = load_images(data, prefer=dataset.name)
+    image_set = load_folder(find_dataset(data, dataset.name))
     return Study(
         renderer=Renderer(image_set, dataset.augmentation(size), seed=seed),
         fold=split_images(image_set, val_size=0.35, seed=seed),
@@ -141,7 +142,7 @@ def make_study(
 
 def seed_folds(
     labels: torch.Tensor, *, k: int, seeds: Iterable[int], first: int | None = None
-) -> list[Fold]:
+) -> list[HeldOutFold]:
     """`k` stratified folds (or the `first` so many of them), the same for every seed; the seed,
     which is the fold's `repeat`, splits off the inner validation images.
 
@@ -155,7 +156,7 @@ def seed_folds(
         for number, (rest, test) in enumerate(splits[:first]):
             training = torch.from_numpy(rest)
             inner, val = split_indices(labels[training], val_size=INNER_SHARE, seed=seed)
-            fold = Fold(
+            fold = HeldOutFold(
                 train=training[inner],
                 val=training[val],
                 test=torch.from_numpy(test),
@@ -231,11 +232,11 @@ def time_forwards(
     batches = images.split(batch_size)
 
     def forward(batch: torch.Tensor) -> None:
-        with machine.autocast(precision):
+        with autocast(machine, precision):
             lower(batch).float()
 
     def finish() -> None:
-        if machine.device.type == "cuda":
+        if machine.device == "cuda":
             torch.cuda.synchronize()
 
     for size in {len(batch) for batch in batches}:  # what is set up once for a shape is not counted
@@ -285,13 +286,11 @@ class PointKey:
     benchmark: str
     point: str  # its name, unique within the benchmark
     used: str  # JSON of data, weights and settings
-    machine: MachineInfo
+    machine: Machine
     code: str  # digest, see `code_digest`
 
 
-def point_key(
-    benchmark: str, point: str, *, used: Any, machine: MachineInfo, code: str
-) -> PointKey:
+def point_key(benchmark: str, point: str, *, used: Any, machine: Machine, code: str) -> PointKey:
     """A point's key; `used`: data, weights and settings, plain values and dataclasses."""
     text = json.dumps(used, default=asdict, sort_keys=True)
     return PointKey(benchmark=benchmark, point=point, used=text, machine=machine, code=code)

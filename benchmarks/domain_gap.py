@@ -221,7 +221,7 @@ def train_from(model: nn.Module, cut: str, study: Study) -> TrainResult:
             val_x=activations(0, fold.val),
             val_y=study.labels(fold.val),
         )
-        return train(upper, data, settings, seed=study.seed, progress=True)
+        return train(upper, data, settings, seed=study.seed)
 
 
 def cka_matrix(
@@ -369,7 +369,7 @@ def describe(setup: Setup) -> BenchmarkRecord:
         kind=NAME,
         data=tuple(data),
         weights=tuple(setup.infos.values()),
-        machine=setup.machine.info(),
+        machine=setup.machine,
         settings=replace(FRESH_VIEWS, epochs=epochs, views=epochs, lr=TUNING_RATE),
         facts={"epochs": epochs},
     )

@@ -231,7 +231,7 @@ def time_epochs(kind: str, drawn: Drawn, study: Study) -> Quantity:
 def run_once(model: str, data: str, weights: str) -> None:
     """A whole run, in this process."""
     study = make_study(data, settings=SETTINGS, machine=this_machine(), seed=SEED)
-    train_study(freeze_backbone(model, study, weights=weights), study, progress=False)
+    train_study(freeze_backbone(model, study, weights=weights), study)
 
 
 def do_nothing() -> None:
@@ -286,7 +286,7 @@ def make_record(last: Round, rounds: int, machine: Machine) -> BenchmarkRecord:
         kind="engine",
         data=(last.data,),
         weights=(last.weights,),
-        machine=machine.info(),
+        machine=machine,
         settings=SETTINGS,
         seed=SEED,
         facts={"rounds": rounds},

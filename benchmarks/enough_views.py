@@ -413,7 +413,7 @@ def make_record(analysis: Analysis, path: Path, machine: Machine) -> BenchmarkRe
         kind="enough_views",
         data=(),
         weights=(),
-        machine=machine.info(),
+        machine=machine,
         seed=RANDOM_SEED,
         facts=describe(analysis, path),
     )

@@ -64,7 +64,7 @@ from transferlab.data import Folds
 from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
 from transferlab.heldout import make_folds, train_on_folds, training_part
-from transferlab.machine import Machine, this_machine
+from transferlab.machine import Machine, autocast, this_machine
 from transferlab.metrics import corrected_resampled_t, mcnemar_p
 from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, GREY, ORANGE
@@ -507,7 +507,7 @@ def time_backbones(study: Study, weights: str, *, rounds: int = 15) -> Seconds:
         lower, _ = split_features(model.to(machine.device))
         lowers[name] = fold_batchnorm(lower)
     timed: Seconds = {}
-    for precision in dict.fromkeys([torch.float32, machine.precision]):
+    for precision in dict.fromkeys([torch.float32, machine.precision_of(1)]):
         seconds: dict[str, list[float]] = {name: [] for name in lowers}
         for _ in range(rounds):
             for name, lower in lowers.items():
@@ -568,7 +568,7 @@ class Casted(nn.Module):
         self.machine = machine
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with self.machine.autocast(self.machine.precision):
+        with autocast(self.machine, self.machine.precision_of(1)):
             return self.model(images).float()
 
 
@@ -619,9 +619,10 @@ def train_in_both_modes(planned: WeightsInfo, study: Study, weights: str) -> Mod
         UserError: as `freeze_planned`.
     """
     frozen = freeze_planned(planned, study, weights=weights)
-    in_eval, record = train_study(frozen, study, progress=False)
-    pairs = zip(record.val_predictions, record.val_labels)
-    right_in_eval = tuple(predicted == label for predicted, label in pairs)
+    in_eval = train_study(frozen, study)
+    val_labels = study.labels(study.fold.val)
+    scored = evaluate(frozen.upper, frozen.features.clean[study.fold.val], val_labels)
+    right_in_eval = tuple((scored.predictions == val_labels).tolist())
     model, info = create_backbone(planned.name, weights)
     check_weights(info, planned)
     study_head(model, study)
@@ -630,7 +631,7 @@ def train_in_both_modes(planned: WeightsInfo, study: Study, weights: str) -> Mod
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     casted = Casted(whole, study.machine)
     data = image_data(study)
-    in_train = train(casted, data, study.settings, seed=study.seed, progress=True)
+    in_train = train(casted, data, study.settings, seed=study.seed)
     right = evaluate(casted, data.val_x, data.val_y).predictions == data.val_y
     return Modes(
         correct={"eval": right_in_eval, "train": tuple(right.tolist())},
@@ -767,7 +768,7 @@ def describe(setup: Setup) -> BenchmarkRecord:
         kind=NAME,
         data=tuple(data),
         weights=tuple(setup.infos.values()),
-        machine=setup.machine.info(),
+        machine=setup.machine,
         settings=SETTINGS,
         seed=0,
         facts={"folds": options.folds, "repeats": options.repeats, "epochs": options.epochs},

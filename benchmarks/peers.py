@@ -89,8 +89,9 @@ from benchmarks.peer_systems.table import (
     summarise,
 )
 from transferlab.backbones import create_backbone
-from transferlab.data import ImageSet, find_image_folder, load_images
+from transferlab.data import ImageSet, find_dataset
 from transferlab.datasets import FACES
+from transferlab.decoded import load_folder
 from transferlab.errors import UserError
 from transferlab.machine import Machine, this_machine
 from transferlab.plan import Plan, Point
@@ -125,7 +126,7 @@ def same_images_for_all(folder: Path) -> ImageSet:
     Raises:
         UserError: systems would see different ones.
     """
-    image_set = load_images(folder)
+    image_set = load_folder(folder)
     advice = "give the unsplit faces, where all systems see the same images"
     if image_set.split:
         raise UserError(f"{folder} is split already: {advice}")
@@ -147,7 +148,7 @@ def prepare(options: argparse.Namespace) -> Comparison:
     Raises:
         UserError: either cannot be used, or systems would see different images.
     """
-    folder = find_image_folder(options.data, prefer=FACES.name).resolve()
+    folder = find_dataset(options.data, FACES.name).resolve()
     image_set = same_images_for_all(folder)
     weights = check_weights_place(options.weights)
     _, info = create_backbone(options.model, weights)
@@ -280,7 +281,7 @@ def key_of(turn: Turn, comparison: Comparison) -> PointKey:
         "libraries": library_versions(turn.system),
     }
     code = source_digest(turn.system)
-    return point_key(NAME, str(turn), used=used, machine=comparison.machine.info(), code=code)
+    return point_key(NAME, str(turn), used=used, machine=comparison.machine, code=code)
 
 
 def plan_runs(
@@ -371,7 +372,7 @@ def describe(
         kind=NAME,
         data=(data_info(comparison.image_set, augmentation),),
         weights=(comparison.info,),
-        machine=comparison.machine.info(),
+        machine=comparison.machine,
         seed=SEED,
         facts=facts,
     )
@@ -427,7 +428,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def kinds_of_rounds(options: argparse.Namespace, machine: Machine) -> list[str]:
     """The kind of each round."""
     kinds = ["short"] * options.rounds
-    if options.full or machine.precision != torch.float32:
+    if options.full or machine.precision_of(1) != torch.float32:
         kinds[0] = "full"
     return kinds
 

@@ -68,7 +68,7 @@ from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 from transferlab.pretrained import BACKBONES, WeightsInfo, check_weights_place
 from transferlab.records import BenchmarkRecord, DataInfo, data_info, from_plain
 from transferlab.study import Study, train_study
-from transferlab.train import Settings
+from transferlab.train import Settings, TrainResult
 from transferlab.views import BLOCK, Renderer
 
 # Notebooks 01 and 02; all others are those of 03.
@@ -149,7 +149,7 @@ def prepare_sweep(
         # Else activations grow or vanish, and numbers near zero are slow.
         estimate_batchnorm(model, images.split(BLOCK), device=machine.device)
     lower, _ = split_features(model.to(machine.device))
-    precisions = dict.fromkeys([torch.float32, machine.precision])
+    precisions = dict.fromkeys([torch.float32, machine.precision_of(1)])
     return Swept(
         variants={"plain": lower, "folded": fold_batchnorm(lower)},
         images=images,
@@ -253,7 +253,7 @@ class Run:
     precision: str
 
 
-Train = Callable[..., tuple[Any, Any]]  # as `train_study`
+Train = Callable[..., TrainResult]  # as `train_study`
 
 
 def run_study(
@@ -276,7 +276,7 @@ def run_study(
     frozen = freeze_planned(planned, study, weights=weights)
     renderer.watch(frozen.features.lower)
     built = time.perf_counter()
-    result, _ = train(frozen, study, progress=False)
+    result = train(frozen, study)
     ended = time.perf_counter()
     seconds = frozen.clock.seconds
     extracted = seconds["clean view"] + seconds.get("training views", 0.0)
@@ -293,7 +293,7 @@ def run_study(
         clean_images=clean,
         epochs=len(result.history),
         accuracy=result.best.val_acc,
-        precision=str(study.machine.precision),
+        precision=str(study.machine.precision_of(1)),
     )
 
 
@@ -361,7 +361,7 @@ def plan_point(name: str, number: int, swept: Swept, task: Task, measure: Measur
         "roofline",
         f"{name}, round {number}",
         used=used,
-        machine=task.machine.info(),
+        machine=task.machine,
         code=code_digest(__file__),
     )
 
@@ -497,7 +497,7 @@ def make_record(
         kind="roofline",
         data=tuple(data.values()),
         weights=tuple(one.weights for one in swept.values()),
-        machine=task.machine.info(),
+        machine=task.machine,
         settings=task.settings,
         seed=SEED,
         facts={"rounds": rounds, "rates": rates},

@@ -62,7 +62,7 @@ from benchmarks.common import (
 )
 from benchmarks.memory import Returned, in_fresh_process
 from transferlab.backbones import create_backbone, make_head
-from transferlab.data import Fold, ImageSet, everything_fold, split_images
+from transferlab.data import HeldOutFold, ImageSet, everything_fold, split_images
 from transferlab.datasets import FACES
 from transferlab.machine import Machine, this_machine
 from transferlab.many import Job, train_many
@@ -189,7 +189,7 @@ def run_whole(plain: dict[str, Any]) -> dict[str, Any]:
     loaded = time.perf_counter()
     frozen = freeze_planned(source.backbone, study, weights=source.weights)
     built = time.perf_counter()
-    train_study(frozen, study, progress=False)
+    train_study(frozen, study)
     ended = time.perf_counter()
     phases = frozen.clock.seconds
     measured = Measured(
@@ -259,12 +259,12 @@ def head_jobs(drawn: Drawn, count: int) -> list[Job]:
     return jobs
 
 
-def first_folds(labels: torch.Tensor, count: int) -> list[Fold]:
+def first_folds(labels: torch.Tensor, count: int) -> list[HeldOutFold]:
     """The first `count` of ten folds for each of `count` seeds."""
     return seed_folds(labels, k=FOLDS, seeds=range(count), first=count)
 
 
-def fold_jobs(drawn: Drawn, folds: Sequence[Fold]) -> list[Job]:
+def fold_jobs(drawn: Drawn, folds: Sequence[HeldOutFold]) -> list[Job]:
     """A job a fold."""
     jobs = []
     for fold in folds:
@@ -279,7 +279,9 @@ def fold_jobs(drawn: Drawn, folds: Sequence[Fold]) -> list[Job]:
     return jobs
 
 
-def train_heads(drawn: Drawn, jobs: Sequence[Job], folds: Sequence[Fold], epochs: int) -> None:
+def train_heads(
+    drawn: Drawn, jobs: Sequence[Job], folds: Sequence[HeldOutFold], epochs: int
+) -> None:
     """Trains a head a job, and scores them on the test folds, where there are any."""
     labels = drawn.image_set.labels
     classes = len(drawn.image_set.classes)
@@ -450,7 +452,7 @@ class Work:
             "scaling",
             str(cell),
             used=self.used.of(cell.part, self.growth),
-            machine=self.machine.info(),
+            machine=self.machine,
             code=code_digest(__file__),
         )
         return make_point(key, measure)
@@ -551,7 +553,7 @@ def make_record(work: Work, options: argparse.Namespace) -> BenchmarkRecord:
         kind="scaling",
         data=(used.data,) if used.data else (),
         weights=tuple(used.infos.values()),
-        machine=work.machine.info(),
+        machine=work.machine,
         settings=work.growth.settings,
         seed=SEED,
         facts={"points": points, "rounds": options.rounds},

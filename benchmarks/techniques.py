@@ -71,8 +71,9 @@ from transferlab.backbones import (
     create_backbone,
 )
 from transferlab.commands.options import add_cache, positive
-from transferlab.data import Fold, Folds, load_images
+from transferlab.data import Folds, HeldOutFold, find_dataset
 from transferlab.datasets import DATASETS, INSECTS, augmentation_for
+from transferlab.decoded import load_folder
 from transferlab.errors import UserError
 from transferlab.heldout import make_folds, study_of_all
 from transferlab.machine import Machine, this_machine
@@ -176,7 +177,9 @@ def make_outcome(
     )
 
 
-def measure_frozen(technique: Technique, study: Study, frozen: Frozen, fold: Fold) -> Outcome:
+def measure_frozen(
+    technique: Technique, study: Study, frozen: Frozen, fold: HeldOutFold
+) -> Outcome:
     """One technique on kept features of one fold; `seconds` without those that features took which
     had not been kept yet."""
     on_fold = replace(study, features=frozen.features, seed=fold.number).on(fold)
@@ -194,7 +197,7 @@ def measure_frozen(technique: Technique, study: Study, frozen: Frozen, fold: Fol
 
 
 def measure_tuned(
-    technique: Technique, planned: WeightsInfo, weights: str, study: Study, fold: Fold
+    technique: Technique, planned: WeightsInfo, weights: str, study: Study, fold: HeldOutFold
 ) -> Outcome:
     """One technique that trains more than a head, on one fold; `seconds` with those of drawing
     views.
@@ -253,7 +256,7 @@ class Request:
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU measures."""
-        return self.machine.device.type == "cuda"
+        return self.machine.device == "cuda"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -298,13 +301,13 @@ def load_studies(
     are none, on the images that it holds.
 
     Raises:
-        UserError: as `load_images`.
+        UserError: as `load_folder`.
     """
     root = Path(folder).expanduser()
     held = [name for name in DATASETS if is_at(root, name)]
     studies = {}
     for name in held or [""]:
-        images = load_images(root, prefer=name)
+        images = load_folder(find_dataset(root, name))
         studies[images.name] = study_of_all(
             images,
             augmentation_for(images.name),
@@ -458,7 +461,7 @@ def describe(setup: Setup) -> BenchmarkRecord:
         kind=f"{NAME}_gpu" if request.on_gpu else NAME,
         data=tuple(data),
         weights=tuple(setup.pretrained.values()),
-        machine=request.machine.info(),
+        machine=request.machine,
         settings=request.settings,
         seed=0,
         facts={

@@ -58,7 +58,7 @@ from benchmarks.common import (
 from transferlab.artifacts import write_new
 from transferlab.backbones import create_backbone, make_head, split_features
 from transferlab.commands.options import add_cache
-from transferlab.data import Fold, ImageSet
+from transferlab.data import HeldOutFold, ImageSet
 from transferlab.datasets import FACES, INSECTS, Dataset
 from transferlab.errors import UserError
 from transferlab.features import Features, features_of
@@ -241,7 +241,7 @@ def join_values(parts: Sequence[Values]) -> Values:
     )
 
 
-def make_jobs(features: PairFeatures, setting: Setting, folds: Sequence[Fold]) -> list[Job]:
+def make_jobs(features: PairFeatures, setting: Setting, folds: Sequence[HeldOutFold]) -> list[Job]:
     """A job a fold, whose seed is the fold's."""
     seeds = dict.fromkeys(fold.repeat for fold in folds)
     choosers = {seed: view_chooser(setting, features.views, seed) for seed in seeds}
@@ -261,7 +261,10 @@ def make_jobs(features: PairFeatures, setting: Setting, folds: Sequence[Fold]) -
 
 
 def score_heads(
-    heads: Sequence[nn.Module], folds: Sequence[Fold], features: PairFeatures, seeds: Sequence[int]
+    heads: Sequence[nn.Module],
+    folds: Sequence[HeldOutFold],
+    features: PairFeatures,
+    seeds: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every head on its test fold, on the clean view -> right or wrong bool [S, N], losses fp32
     [S, N]."""
@@ -324,7 +327,7 @@ class Work:
             "views",
             f"{pair}, {setting}, seeds {block}",
             used=used,
-            machine=self.machine.info(),
+            machine=self.machine,
             code=code_digest(__file__),
         )
 
@@ -607,7 +610,7 @@ def make_record(work: Work, decision: Decision, seeds: str) -> BenchmarkRecord:
         kind="views",
         data=tuple(data.values()),
         weights=tuple(weights.values()),
-        machine=work.machine.info(),
+        machine=work.machine,
         settings=FRESH_VIEWS,
         seed=0,
         facts={

@@ -1,17 +1,14 @@
 """More than a dozen architectures from timm: each builds, is cut, trains, is saved and loads back,
 the same throughout."""
 
-import copy
+import functools
 import json
-from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save
 
-from transferlab import artifacts
-from transferlab.artifacts import load_model, save_run
 from transferlab.backbones import (
     build_model,
     create_backbone,
@@ -21,9 +18,11 @@ from transferlab.backbones import (
     set_head,
     split_at,
 )
+from transferlab.data import load_images
+from transferlab.described import load_model
+from transferlab.notebook import FrozenBackbone, save_run, train_head
 from transferlab.pretrained import state_hash
-from transferlab.study import freeze_backbone, train_study
-from transferlab.train import Settings, TrainData, train
+from transferlab.views import faces_augmentation, render_view
 
 # timm's name -> (pixels a side, what makes it take so few): the smallest input that it takes.
 SMALL = {
@@ -91,57 +90,40 @@ def test_every_other_cut(name):
         check_cut(name, cut)
 
 
-@pytest.fixture
-def record(study):
-    """A run of the study, with timm's smallest test model."""
-    frozen = freeze_backbone("test_resnet.r160_in1k", study, weights="none")
-    return train_study(frozen, study, progress=False)[1]
+LARGE = ("vgg16.tv_in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k")  # 138 and 87 million
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_it_trains_and_comes_back(name, tmp_path, monkeypatch, record):
-    """Above its features, one epoch; what is saved, loaded again, gives the same logits, and the
-    backbone is what it was."""
-    model, x = small_model(name)
-    labels = torch.tensor([0, 1, 2, 0])
-    lower, upper = split_at(model, "features")
-    before, first = state_hash(lower), copy.deepcopy(upper.state_dict())
+def slow_if_large(name):
+    """A large one takes up to a quarter of a minute, for it is built and written twice."""
+    return pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+
+
+@pytest.mark.parametrize("name", [slow_if_large(name) for name in SMALL])
+def test_it_trains_and_comes_back(name, image_folder, tmp_path, monkeypatch):
+    """One epoch above its frozen features, as a notebook does; what it saves, loaded again, gives
+    the same logits, and the backbone is what it was."""
+    size, options = SMALL[name]
+    monkeypatch.setattr(timm, "create_model", functools.partial(timm.create_model, **options))
+    monkeypatch.setattr(FrozenBackbone, "kept", {})
+    images = load_images(image_folder)
+    augmentation = faces_augmentation(size)
+    what = {"image_set": images, "augmentation": augmentation, "seed": 0}
+    frozen = FrozenBackbone(name, name, "none", **what)
+    first = frozen.new_head(hidden=8).state_dict()
+    run = train_head(frozen, epochs=1, views=0, report=lambda row: None, hidden=8)
+    assert state_hash(frozen.lower) == frozen.hash
+    assert not torch.equal(first["0.weight"], run.head[0].weight)
+    again = load_model(save_run(run, tmp_path, {})["model_best.safetensors"]).model
+    shown = {"view": 0, "seed": 0, "indices": frozen.fold.val}
     with torch.inference_mode():
-        features = lower(x)
-    data = TrainData(
-        view_of=lambda epoch: features,
-        labels=labels,
-        clean_x=features,
-        val_x=features,
-        val_y=labels,
-    )
-    result = train(upper, data, Settings(epochs=1, batch_size=2))
-    assert state_hash(lower) == before and not torch.equal(first["0.weight"], upper[0].weight)
-    for part in ("model", "result"):
-        (tmp_path / part).mkdir()
-    described = replace(
-        record,
-        data=(replace(record.dataset, classes=("a", "b", "c")),),
-        weights=(replace(record.backbone, name=name, timm_name=name),),
-        head=replace(record.head, in_features=model.head_hidden_size, hidden=8, dropout=0.0),
-    )
-    path = save_run(tmp_path, model, result, described, stamp="20260101_000000").model
-    monkeypatch.setattr(
-        artifacts, "build_model", lambda timm_name: build_model(timm_name, **SMALL[name][1])
-    )
-    again = load_model(path).model
-    model.eval()
-    with torch.inference_mode():
-        expected = model(normalize(model, x))  # in channels_last, so sums come in another order
-        assert torch.allclose(
-            again(normalize(again, x)),
-            expected,
-            rtol=1e-3,
-            atol=1e-4 * max(1, expected.abs().max()),
-        )
-    assert all(
-        torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items()
-    )
+        logits = again(render_view(images, augmentation.clean, **shown))
+    expected = run.logits.cpu()  # in channels_last, so sums come in another order
+    atol = 1e-4 * max(1, expected.abs().max())
+    assert torch.allclose(logits, expected, rtol=1e-3, atol=atol)
+    state = again.body.state_dict()
+    body = frozen.lower.body.state_dict()
+    assert all(torch.equal(tensor.cpu(), state[key]) for key, tensor in body.items())
+    assert len(state) == len(body) + 4  # weights and biases of the head's two layers
 
 
 def test_a_tagger_from_the_hub(hub):

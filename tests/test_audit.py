@@ -29,7 +29,7 @@ from transferlab.data import load_images
 from transferlab.machine import this_machine
 from transferlab.published import read_record
 from transferlab.synthetic import draw_insects
-from transferlab.views import faces_augmentation
+from transferlab.views import faces_augmentation, info_of
 
 TINY = {"model": "test_resnet.r160_in1k", "weights": "none"}
 
@@ -200,7 +200,7 @@ def test_the_record_is_read_back(planted):
     (leak,) = record.leaks
     assert leak.grouping == "near_duplicate" and len(leak.random) == len(leak.grouped) == 5
     assert record.weights[0].name == TINY["model"] and not record.weights[0].measures_transfer
-    assert record.augmentation == faces_augmentation().info()
+    assert record.augmentation == info_of(faces_augmentation())
 
 
 def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
@@ -239,7 +239,7 @@ def test_the_figure_names_the_weights_by_their_label(extras, tmp_path):
     folder = draw_colours(tmp_path / "colours")
     images = load_images(folder)
     features = clean_features(images, **TINY, machine=this_machine())
-    assert features.augmentation.info() == faces_augmentation().info()
+    assert info_of(features.augmentation) == info_of(faces_augmentation())
     figure = plot_audit(audit_images(images, features, folder=folder, root=tmp_path))
     assert figure.get_suptitle().endswith(f"{TINY['model']}, weights: random")
     plt.close(figure)
@@ -372,7 +372,7 @@ def test_errors_are_one_line_and_exit_code_2(extras, tmp_path, monkeypatch, caps
     folder = draw_colours(tmp_path / "colours", per_class=2)
     inside = [str(folder), "--out", str(folder / "out")]
     for arguments, message in (
-        ([str(tmp_path / "no")], "no image folder"),
+        ([str(tmp_path / "no")], "holds no images"),
         (inside, "never writes"),
     ):
         assert main(["audit", *arguments]) == 2

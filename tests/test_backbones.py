@@ -10,19 +10,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 from transferlab.backbones import (
+    FrozenFeatures,
+    build_from_state,
     build_model,
     classifier_name,
     count_parameters,
     create_backbone,
     estimate_batchnorm,
     fold_batchnorm,
+    load_strictly,
     make_head,
     normalize,
     set_head,
     split_at,
     split_features,
 )
-from transferlab.errors import UserError
+from transferlab.errors import UserError, WeightsError
 from transferlab.pretrained import BACKBONES, state_hash
 from transferlab.train import Settings, TrainData, train
 
@@ -101,12 +104,50 @@ def test_a_classifier_of_another_size_is_fine_and_half_precision_is_cast(tiny_fi
     assert torch.equal(model.conv1[0].weight, state["conv1.0.weight"].float())
 
 
+@pytest.mark.parametrize("classes", [1000, 5])
+def test_weights_of_another_class_count_load_whole_or_not_at_all(classes):
+    """The classifier becomes as large as theirs; all else must fit."""
+    state = timm.create_model(TINY, num_classes=classes).state_dict()
+    model = build_model(TINY)
+    assert load_strictly(model, state) is model and model.num_classes == classes
+    assert model.get_classifier().out_features == classes
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in state.items())
+    key = "layer1.0.conv1.weight"
+    for wrong in (
+        {k: v for k, v in state.items() if k != key},
+        state | {"surplus.weight": torch.zeros(2)},
+        state | {key: torch.zeros(2, 2)},
+        {k: v for k, v in state.items() if not k.startswith("fc.")},
+    ):
+        with pytest.raises(RuntimeError):
+            load_strictly(build_model(TINY), wrong)
+        with pytest.raises(WeightsError, match="weights file x.safetensors does not fit"):
+            build_from_state(TINY, wrong, "x.safetensors")
+
+
+def test_a_body_without_classifier_gives_the_features_of_the_cut():
+    """As a notebook builds it, which never has the classifier."""
+    model = with_statistics(build_model("test_resnet"))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
+    body = timm.create_model("test_resnet", num_classes=0)
+    body.load_state_dict(state)
+    body.to(memory_format=torch.channels_last)
+    own = FrozenFeatures(body).eval()
+    lower, _ = split_features(model)
+    assert own.body is body and isinstance(lower, FrozenFeatures)
+    with torch.inference_mode():
+        features = own(images())
+        assert torch.equal(features, lower(images()))
+    assert features.shape == (4, body.head_hidden_size)
+    assert state_hash(own) == state_hash(lower)
+
+
 def test_random_initialisation_is_live_and_reproducible():
     model, info = create_backbone("resnet18", "none")
     torch.manual_seed(0)
     expected = timm.create_model("resnet18", zero_init_last=False)
     assert state_hash(model) == state_hash(expected) == info.sha256
-    estimate_batchnorm(model, images(8).split(4), device=torch.device("cpu"))
+    estimate_batchnorm(model, images(8).split(4), device="cpu")
     x = model.conv1(normalize(model, images(8)))
     assert torch.allclose(model.bn1.running_mean, x.mean((0, 2, 3)), atol=1e-4)
     assert model.bn1.momentum is not None

@@ -180,7 +180,7 @@ def test_predictions_come_back_as_they_were_kept():
             probabilities=probabilities,
             optimism=np.array([0.1, 0.0]),
             epochs=np.array([3, 7]),
-            machine=this_machine().info(),
+            machine=this_machine(),
         ),
     ):
         again = kept_predictions(keep_predictions(predictions))

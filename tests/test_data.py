@@ -1,10 +1,15 @@
-"""From folders of every kind to an ImageSet: layouts, decoding, what is left out, the split."""
+"""From folders of every kind to an ImageSet: layouts, decoding, what is left out, the split; and
+the errors that say what to do."""
 
 import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +22,22 @@ from sklearn.model_selection import train_test_split
 
 from transferlab import data
 from transferlab.data import (
+    MAX_SIDE,
     Rejected,
-    decode_image,
+    check_parts,
+    class_folders,
+    find_dataset,
     find_image_folder,
     load_images,
+    read_image,
     split_images,
     split_indices,
 )
-from transferlab.download import MANGA_FACE_COUNTS
-from transferlab.errors import UserError
+from transferlab.decoded import load_folder
+from transferlab.download import MANGA_FACE_COUNTS, DownloadError
+from transferlab.errors import DataError, UserError, WeightsError
+
+ROOT = Path(__file__).parents[1]
 
 
 def draw(path, colour=(200, 30, 60), size=(12, 9)):
@@ -47,6 +59,14 @@ def encoded(image, format, **options):
     return buffer.getvalue()
 
 
+def decode(stored):
+    """The image in the bytes of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "picture")
+        path.write_bytes(stored)
+        return read_image(path)[0]
+
+
 def pixel(tensor):
     return tuple(tensor[:, 0, 0].tolist())
 
@@ -62,37 +82,99 @@ def test_layouts_are_found_when_nested(tmp_path, nested, parts):
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1] * len(parts)
 
 
-def test_of_several_datasets_the_preferred_one_and_never_the_extra(tmp_path):
+def test_of_several_datasets_the_one_that_is_asked_for_and_never_the_extra(tmp_path):
     for name in ("manga_facial_expressions", "hymenoptera_data", "manga_facial_expressions_extra"):
         make_folder(tmp_path / name)
-    assert find_image_folder(tmp_path, "hymenoptera_data").name == "hymenoptera_data"
-    with pytest.raises(UserError, match="several image folders"):
-        find_image_folder(tmp_path)
+    assert find_dataset(tmp_path, "hymenoptera_data").name == "hymenoptera_data"
+    for find in (find_image_folder, find_dataset):
+        with pytest.raises(DataError, match="several image folders: .*hymenoptera_data.*name one"):
+            find(tmp_path)
     (tmp_path / "hymenoptera_data").rename(tmp_path / "hymenoptera_extra")
-    assert find_image_folder(tmp_path).name == "manga_facial_expressions"
+    assert find_dataset(tmp_path).name == "manga_facial_expressions"
+    assert find_dataset(tmp_path, "hymenoptera_data").name == "manga_facial_expressions"
+
+
+def test_the_folder_that_is_asked_for_wins_though_it_lies_deeper(tmp_path):
+    faces = make_folder(tmp_path / "faces")
+    insects = make_folder(tmp_path / "x" / "insects", parts=("train", "val"))
+    assert find_dataset(tmp_path, "insects") == insects
+    for name in ("faces", "buttons", ""):  # what is nowhere is as nothing: the nearest
+        assert find_dataset(tmp_path, name) == faces
+    nearer = make_folder(tmp_path / "insects")
+    assert find_dataset(tmp_path, "insects") == nearer
+
+
+def test_a_folder_of_notes_beside_the_datasets_hides_none_that_is_asked_for(tmp_path):
+    """With it the folder around them looks like one dataset, a class in each folder."""
+    insects = make_folder(tmp_path / "insects")
+    make_folder(tmp_path / "faces")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("words")
+    assert find_dataset(tmp_path, "insects") == insects
+    assert find_dataset(tmp_path) == tmp_path
+
+
+def test_two_folders_of_the_name_that_is_asked_for_are_one_too_many(tmp_path):
+    make_folder(tmp_path / "faces")
+    for outer in ("x", "y"):
+        make_folder(tmp_path / outer / "insects")
+    with pytest.raises(DataError, match="several .*x/insects.*y/insects.*name one"):
+        find_dataset(tmp_path, "insects")
+
+
+def test_what_class_folders_are(tmp_path):
+    unsplit = make_folder(tmp_path / "unsplit")
+    assert class_folders(unsplit) == {"": [unsplit / "a", unsplit / "b"]}
+    split = make_folder(tmp_path / "split", parts=("train", "val", "test", "__MACOSX", ".cache"))
+    assert class_folders(split) == {
+        part: [split / part / name for name in "ab"] for part in ("train", "val")
+    }
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "empty", unsplit / "a"):
+        assert class_folders(folder) == {}
+
+
+def test_links_in_a_circle_do_not_hold_the_search_up(tmp_path):
+    make_folder(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name / "up").symlink_to("..")
+    assert find_image_folder(tmp_path) == find_dataset(tmp_path) == tmp_path
+    assert [one.path for one in load_images(tmp_path).rejected] == ["a/up", "b/up"]
 
 
 def test_folders_that_cannot_be_used_are_one_clear_error(tmp_path):
     def error(folder):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(DataError) as caught:
             load_images(folder)
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
         return str(caught.value)
 
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    assert "there is no image folder" in error(tmp_path / "nothing")
-    assert "there is no image folder" in error(tmp_path / "file")
-    assert "no images" in error(tmp_path / "empty")
-    assert "two classes or more" in error(make_folder(tmp_path / "one", classes=("a",)))
+    for name in ("nothing", "file", "empty"):
+        assert "holds no images: expected CLASS/*" in error(tmp_path / name)
+    one = error(make_folder(tmp_path / "one", classes=("a",)))
+    assert "needs two or more classes" in one and "['a']" in one
     (make_folder(tmp_path / "hole") / "c").mkdir()
-    assert "class c: no image can be read" in error(tmp_path / "hole")
+    (tmp_path / "hole" / "a" / "x.png").write_text("no picture")  # no reason for the hole
+    hole = error(tmp_path / "hole")
+    assert "hole/c: no image can be read []: add some" in hole
     (make_folder(tmp_path / "bad") / "c").mkdir()
     (tmp_path / "bad" / "c" / "x.png").write_text("no picture")
-    assert "class c: no image can be read" in error(tmp_path / "bad")
+    bad = error(tmp_path / "bad")
+    assert "bad/c: no image can be read" in bad
+    assert "c/x.png" in bad and "cannot identify image file" in bad
     make_folder(tmp_path / "differ", classes=("a", "b"), parts=("train",))
     make_folder(tmp_path / "differ", classes=("a", "c"), parts=("val",))
-    assert "only in train: ['b']; only in val: ['c']" in error(tmp_path / "differ")
+    differ = error(tmp_path / "differ")
+    assert "same in both: {'train': ['a', 'b'], 'val': ['a', 'c']}" in differ
+    try:
+        os.mkdir(os.fsencode(make_folder(tmp_path / "code page")) + b"/\xb0\xa1")
+    except OSError:
+        return  # this file system takes Unicode names only
+    draw(tmp_path / "code page" / os.fsdecode(b"\xb0\xa1") / "0.png")
+    printable = error(tmp_path / "code page")
+    assert "printable" in printable and "\\udcb0\\udca1" in printable
 
 
 def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
@@ -110,15 +192,17 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path):
         f"a/{n}" for n in ("cut.jpg", "empty.png", "text.jpg", "inner", "imageNotFound.png")
     }
     assert len(images.images) == 6 and set(reasons) == expected
-    assert "truncated" in reasons["a/cut.jpg"] and reasons["a/text.jpg"] == "not an image"
-    assert reasons["a/empty.png"] == "empty file"
+    assert "truncated" in reasons["a/cut.jpg"]
+    for name in ("a/text.jpg", "a/empty.png"):
+        assert reasons[name] == "cannot identify image file 'it'"
+    assert reasons["a/inner"] == "Is a directory"
     assert "placeholder" in reasons["a/imageNotFound.png"]
 
 
 def test_the_placeholder_is_known_by_its_bytes_too(tmp_path, monkeypatch):
     folder = make_folder(tmp_path)
     digest = hashlib.sha256((folder / "a" / "1.png").read_bytes()).hexdigest()
-    monkeypatch.setattr(data, "PLACEHOLDER_SHA256", digest)
+    monkeypatch.setattr(data, "PLACEHOLDER", digest)
     assert [one.path for one in load_images(folder).rejected] == ["a/1.png", "b/1.png"]
 
 
@@ -142,20 +226,15 @@ def test_every_mode_gets_its_right_colours():
         (deep, "PNG", {}, (128, 128, 128)),
         (deep, "TIFF", {}, (128, 128, 128)),
     ):
-        assert pixel(decode_image(encoded(image, format, **options))) == expected, (
-            image.mode,
-            options,
-        )
-    cmyk = pixel(
-        decode_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
-    )
+        assert pixel(decode(encoded(image, format, **options))) == expected, (image.mode, options)
+    cyan_free = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    cmyk = pixel(decode(encoded(cyan_free, "JPEG", quality=95)))
     assert cmyk[0] > 250 and max(cmyk[1:]) < 5
     frames = [Image.new("RGB", (4, 4), "blue"), Image.new("RGB", (4, 4), "red")]
-    assert pixel(
-        decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    ) == (0, 0, 255)
-    with pytest.raises(ValueError, match="range is unknown"):
-        decode_image(encoded(Image.new("F", (4, 4), 0.5), "TIFF"))
+    moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixel(decode(moving)) == (0, 0, 255)
+    with pytest.raises(UserError, match="range is unknown: save as 8 or 16 bit"):
+        decode(encoded(Image.new("F", (4, 4), 0.5), "TIFF"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -165,7 +244,7 @@ def test_exif_orientation_is_honoured(orientation):
     exif[0x0112] = orientation
     stored = encoded(picture, "PNG", exif=exif)
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(stored))))
-    assert (decode_image(stored)[0].numpy() == expected).all()
+    assert (decode(stored)[0].numpy() == expected).all()
     assert expected.shape == ((4, 9) if orientation < 5 else (9, 4))
 
 
@@ -198,28 +277,43 @@ def test_the_study_split():
 @given(
     st.lists(st.integers(1, 12), min_size=2, max_size=6), st.floats(0.05, 0.6), st.integers(0, 99)
 )
-def test_a_split_is_a_partition_with_every_class_in_both_parts(counts, val_size, seed):
+def test_a_split_is_a_partition_in_the_proportions_of_the_classes(counts, val_size, seed):
     labels = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)])
     try:
         train, val = split_indices(labels, val_size=val_size, seed=seed)
-    except UserError as error:
-        assert "every class needs images in both" in str(error)
+    except DataError as error:
+        assert "cannot split" in str(error)
         return
-    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels))) and len(val) == int(
-        val_size * len(labels)
-    )
-    assert all(set(labels[part].tolist()) == set(range(len(counts))) for part in (train, val))
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    assert len(val) == int(val_size * len(labels))
+    share = len(val) / len(labels)
+    for label, count in enumerate(counts):
+        assert abs((labels[val] == label).sum() - share * count) <= 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.data())
+def test_every_class_needs_images_in_every_part(labels, drawn):
+    labels = torch.tensor(labels)
+    places = st.lists(st.integers(0, len(labels) - 1), min_size=1, unique=True)
+    parts = [torch.tensor(drawn.draw(places)) for _ in range(2)]
+    classes = set(labels.tolist())
+    if all(set(labels[part].tolist()) == classes for part in parts):
+        check_parts(labels, parts)
+        return
+    sizes = f"both {len(parts[0])} and {len(parts[1])} images: add some of the rarest"
+    with pytest.raises(DataError, match=f"every class needs images in {sizes}"):
+        check_parts(labels, parts)
 
 
 def test_real_images():
     root = os.environ.get("TRANSFERLAB_TEST_DATA")
     if not root:
         pytest.skip("TRANSFERLAB_TEST_DATA names no folder of the real images")
-    manga = load_images(root, "manga_facial_expressions")
+    manga = load_images(find_dataset(root, "manga_facial_expressions"))
     assert {
         name: manga.labels.tolist().count(i) for i, name in enumerate(manga.classes)
     } == MANGA_FACE_COUNTS
-    insects = load_images(root, "hymenoptera_data")
+    insects = load_images(find_dataset(root, "hymenoptera_data"))
     fold = split_images(insects, val_size=0.35, seed=0)
     assert [len(part) for part in (fold.train, fold.val)] == [244, 153]
     assert [Path(one.path).name for one in insects.rejected] == ["imageNotFound.gif"]
@@ -241,24 +335,29 @@ def test_files_beside_the_classes_do_not_make_the_outer_folder_a_dataset(tmp_pat
 def test_the_search_ends_at_two_folders_and_at_extra_ones(tmp_path):
     make_folder(tmp_path / "deep" / "x" / "y" / "z")
     extra = make_folder(tmp_path / "wide" / "faces_extra")
-    for root, prefer in (
+    for root, name in (
         (tmp_path / "deep", ""),
+        (tmp_path / "deep", "z"),
         (tmp_path / "wide", ""),
         (tmp_path / "wide", "faces_extra"),
+        (tmp_path / "nothing", ""),
     ):
-        with pytest.raises(UserError, match="holds no images"):
-            find_image_folder(root, prefer)
-    assert find_image_folder(extra) == extra  # the user's own word
+        with pytest.raises(DataError, match=f"{root} holds no images .*CLASS"):
+            find_dataset(root, name)
+    with pytest.raises(DataError, match="holds no images"):
+        find_image_folder(tmp_path / "deep")
+    assert find_dataset(extra) == find_image_folder(extra) == extra  # the user's own word
     draw(tmp_path / "flat" / "0.png")
-    with pytest.raises(UserError, match="holds no images"):
-        find_image_folder(tmp_path / "flat")
+    for find in (find_image_folder, find_dataset):
+        with pytest.raises(DataError, match="flat holds no images"):
+            find(tmp_path / "flat")
 
 
 def test_a_class_that_is_bad_in_one_split_only(tmp_path):
     make_folder(tmp_path, parts=("train", "val"))
     for path in (tmp_path / "val" / "a").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="class a: no image can be read in .*val.*empty file"):
+    with pytest.raises(DataError, match="val/a: no image can be read .*cannot identify.*: add"):
         load_images(tmp_path)
 
 
@@ -297,7 +396,7 @@ def test_names_that_are_no_unicode_stop_nothing(tmp_path):
 def test_the_placeholder_by_its_name(tmp_path, name):
     folder = make_folder(tmp_path) / "a"
     (folder / "0.png").rename(folder / name)
-    reason = 'placeholder by its name ("image not found")'
+    reason = 'placeholder ("image not found"), not a picture of the class'
     assert load_images(tmp_path).rejected == (Rejected(path=f"a/{name}", reason=reason),)
 
 
@@ -305,7 +404,7 @@ def test_the_placeholder_by_its_name(tmp_path, name):
 
 
 def first_row(stored):
-    return decode_image(stored)[:, 0].T.tolist()
+    return decode(stored)[:, 0].T.tolist()
 
 
 def png(width, depth, color_type, row, *chunks):
@@ -361,8 +460,8 @@ def test_sixteen_bits_are_scaled_not_clipped():
         [255] * 3,
     ]
     for array in (np.full((2, 2), 70000, np.int32), np.full((2, 2), -1, np.int32)):
-        with pytest.raises(ValueError, match="range is unknown"):
-            decode_image(encoded(Image.fromarray(array), "TIFF"))
+        with pytest.raises(UserError, match="range is unknown"):
+            decode(encoded(Image.fromarray(array), "TIFF"))
 
 
 def test_transparency_is_laid_on_white():
@@ -398,9 +497,8 @@ def test_transparency_is_laid_on_white():
 )
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_is_not_inverted(cmyk, rgb, format):
-    assert pixel(decode_image(encoded(Image.new("CMYK", (16, 16), cmyk), format))) == pytest.approx(
-        rgb, abs=4
-    )
+    stored = encoded(Image.new("CMYK", (16, 16), cmyk), format)
+    assert pixel(decode(stored)) == pytest.approx(rgb, abs=4)
 
 
 UPRIGHT = {  # EXIF 2.32, tag 274: how numpy sets each kind upright
@@ -422,9 +520,8 @@ def test_exif_orientation_as_numpy_turns_it(orientation):
         Image.Exif(),
     )
     exif[0x0112] = orientation
-    decoded = decode_image(encoded(Image.fromarray(stored), "JPEG", exif=exif, quality=95))[
-        0
-    ].numpy()
+    written = encoded(Image.fromarray(stored), "JPEG", exif=exif, quality=95)
+    decoded = decode(written)[0].numpy()
     expected = UPRIGHT[orientation](stored)
     assert (
         decoded.shape == expected.shape
@@ -437,23 +534,52 @@ def test_a_truncated_picture_is_refused_not_greyed(format):
     whole = encoded(
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), format
     )
-    assert decode_image(whole).shape == (3, 64, 64)
+    assert decode(whole).shape == (3, 64, 64)
     for part in (0.05, 0.5, 0.95):
-        with pytest.raises(ValueError, match="cannot be decoded|not an image"):
-            decode_image(whole[: int(part * len(whole))])
+        with pytest.raises(UserError, match="[Tt]runcated|cannot identify|[Dd]ecod|broken"):
+            decode(whole[: int(part * len(whole))])
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 26), (26, MAX_SIDE + 1)])
+def test_longer_pictures_shrink_as_they_are_read(tmp_path, size):
+    draw(tmp_path / "long.png", size=size)
+    draw(tmp_path / "fits.png", size=(MAX_SIDE, 3))
+    width, height = size
+    expected = (3, min(height, MAX_SIDE), min(width, MAX_SIDE))
+    image, digest = read_image(tmp_path / "long.png")
+    assert image.shape == expected and pixel(image) == (200, 30, 60)
+    assert digest == hashlib.sha256((tmp_path / "long.png").read_bytes()).digest()
+    assert read_image(tmp_path / "fits.png")[0].shape == (3, 3, MAX_SIDE)
+
+
+def test_the_studys_longest_picture_is_read_as_it_is():
+    assert MAX_SIDE >= 2592
+
+
+def test_the_reason_does_not_repeat_the_path(tmp_path):
+    """It is listed beside it."""
+    (tmp_path / "x.png").write_text("no picture")
+    for path in (tmp_path / "x.png", tmp_path / "nothing.png", tmp_path):
+        with pytest.raises(UserError) as caught:
+            read_image(path)
+        assert str(caught.value) and str(tmp_path) not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 # ---- the split ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [[20, 1], [1, 20], [30, 20, 1]])
-def test_a_class_too_small_to_split_is_named(counts):
+def test_a_class_too_small_to_split_is_refused(counts):
     labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
-    classes = [f"class{label}" for label in range(len(counts))]
-    with pytest.raises(
-        UserError, match=f"cannot split {sum(counts)} images.*class class{counts.index(1)} has 1"
-    ):
-        split_indices(labels, val_size=0.35, seed=0, classes=classes)
+    with pytest.raises(DataError, match=f"cannot split {sum(counts)} images.*only 1 member"):
+        split_indices(labels, val_size=0.35, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_split_can_be_drawn_with_is_named(seed):
+    with pytest.raises(DataError, match=f"cannot split 8 images .*'random_state': {seed}"):
+        split_indices(torch.arange(8) % 2, val_size=0.35, seed=seed)
 
 
 @settings(max_examples=40, deadline=None)
@@ -468,24 +594,57 @@ def test_a_split_is_refused_only_where_scikit_learn_has_none(counts, val_size, s
     shuffler.shuffle(labels)
     labels = torch.tensor(labels)
     state = torch.random.get_rng_state()
+    options = {"test_size": int(val_size * len(labels)), "random_state": seed}
     try:
-        split_indices(labels, val_size=val_size, seed=seed)
-    except UserError:
-        try:
-            n_val = int(val_size * len(labels))
-            parts = train_test_split(
-                np.arange(len(labels)), test_size=n_val, stratify=labels.numpy(), random_state=seed
-            )
-        except ValueError:
-            return
-        assert any(len(set(labels[part].tolist())) < len(counts) for part in parts)
+        expected = train_test_split(np.arange(len(labels)), stratify=labels.numpy(), **options)
+    except ValueError:
+        with pytest.raises(DataError, match="cannot split"):
+            split_indices(labels, val_size=val_size, seed=seed)
+    else:
+        parts = split_indices(labels, val_size=val_size, seed=seed)
+        assert [part.tolist() for part in parts] == [sorted(part.tolist()) for part in expected]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_images_that_came_split_stay_so(tmp_path):
+    shipped = load_images(make_folder(tmp_path / "shipped", parts=("train", "val")))
+    fold = split_images(shipped, seed=0)
+    assert fold.train.tolist() == [0, 1, 2, 3, 4, 5] and fold.val.tolist() == [6, 7, 8, 9, 10, 11]
+    unsplit = load_images(make_folder(tmp_path / "unsplit", n=5))
+    parts = split_indices(unsplit.labels, val_size=0.35, seed=7)
+    fold = split_images(unsplit, seed=7)
+    assert torch.equal(fold.train, parts[0]) and torch.equal(fold.val, parts[1])
+
+
+# ---- images beyond memory ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 4 * 3 * 9 * 12, 10**9])
+def test_a_commands_images_are_a_notebooks(tmp_path, room):
+    """Wherever they lie, all else of the set is the same."""
+    folder = make_folder(tmp_path / "images", parts=("train", "val"))
+    (folder / "val" / "b" / "text.png").write_text("no picture")
+    (folder / "SYNTHETIC").write_text("drawn")
+    expected = load_images(folder)
+    found = load_folder(folder, decoded_bytes=room)
+    assert isinstance(expected.images, list) and len(found.images) == len(expected.images) == 12
+    assert all(torch.equal(a, b) for a, b in zip(found.images, expected.images, strict=True))
+    assert torch.equal(found.labels, expected.labels)
+    alike = {"images": (), "labels": None}
+    assert vars(replace(found, **alike)) == vars(replace(expected, **alike))
+    assert found.rejected and found.synthetic and found.split
+
+
+def test_what_stays_of_an_image_is_the_callers_choice(tmp_path):
+    folder = make_folder(tmp_path / "images")
+    kept = load_images(folder, keep=lambda path, image, digest: (path.name, digest)).images
+    assert kept[1] == ("1.png", hashlib.sha256((folder / "a" / "1.png").read_bytes()).digest())
 
 
 def test_images_beyond_the_memory_bound_are_decoded_again(tmp_path):
     folder = make_folder(tmp_path / "images")
     whole = load_images(folder)
-    part = load_images(folder, decoded_bytes=4 * 3 * 9 * 12)  # four of the six images
+    part = load_folder(folder, decoded_bytes=4 * 3 * 9 * 12)  # four of the six images
     kept = [part.images[i] is part.images[i] for i in range(6)]  # the same tensor, or a new one
     assert kept == 4 * [True] + 2 * [False]
     assert len(part.images) == 6 and all(
@@ -493,5 +652,44 @@ def test_images_beyond_the_memory_bound_are_decoded_again(tmp_path):
     )
     assert part.digest == whole.digest
     draw(folder / "b" / "2.png", (1, 2, 3))
-    with pytest.raises(UserError, match="2.png has changed since it was loaded"):
+    with pytest.raises(DataError, match="2.png has changed since it was loaded: load the images"):
         part.images[5]
+    (folder / "b" / "2.png").unlink()
+    with pytest.raises(DataError, match="b/2.png: No such file.*; load the images again"):
+        part.images[5]
+
+
+# ---- errors that speak to the user -------------------------------------------------------------
+
+
+def test_a_notebook_shows_an_error_in_a_line_or_two(monkeypatch):
+    """IPython asks the error for what it prints in place of a traceback."""
+    assert UserError("no epochs: give 1")._render_traceback_() == ["error: no epochs: give 1"]
+    monkeypatch.setattr(DataError, "remedy", "set data_dir")
+    lines = ["set data_dir", "error: no images"]
+    assert DataError("no images")._render_traceback_() == lines
+    assert DownloadError("no images")._render_traceback_() == lines  # a kind of it
+    assert WeightsError("no file")._render_traceback_() == ["error: no file"]  # another kind
+    own = WeightsError("no file")
+    own.remedy = "run cell 3"
+    assert own._render_traceback_() == ["run cell 3", "error: no file"]
+
+
+def test_every_kind_of_error_is_one_that_the_command_line_prints():
+    assert issubclass(DownloadError, DataError)
+    for kind in (DataError, WeightsError):
+        assert issubclass(kind, UserError) and kind.remedy == ""
+
+
+def test_ipython_itself_shows_these_lines_alone(tmp_path):
+    pytest.importorskip("IPython")
+    cell = (
+        "from transferlab.errors import DataError as E; E.remedy = 'set it'; raise E('no images')"
+    )
+    command = [sys.executable, "-m", "IPython", "--quick", "--HistoryManager.enabled=False"]
+    environment = os.environ | {"IPYTHONDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, "-c", cell], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.splitlines() == ["set it", "error: no images"]
+    assert "Traceback" not in run.stderr

@@ -17,7 +17,7 @@ from transferlab.datasets import (
     known_augmentations,
 )
 from transferlab.errors import UserError
-from transferlab.views import Augmentation, faces_augmentation, photos_augmentation
+from transferlab.views import Augmentation, faces_augmentation, info_of, photos_augmentation
 
 # What our own augmentations print, by name and version. Where one of these changes, it draws
 # something else: state a new version, so that nothing kept comes back for it, and pin that too.
@@ -90,14 +90,14 @@ def test_the_studys_datasets():
 def test_a_dataset_with_an_augmentation_of_its_own_is_one_entry(buttons):
     """By the folder's name it is what is compared with, by its own it can be asked for, and a
     record of it finds it again."""
-    expected = buttons_augmentation().info()
-    assert augmentation_for("my_buttons").info() == expected
-    assert chosen_augmentation("", "my_buttons").info() == expected
-    assert chosen_augmentation("buttons", "hymenoptera_data").info() == expected
-    assert chosen_augmentation("photos", "my_buttons").info() == photos_augmentation().info()
-    assert chosen_augmentation("", "any other folder").info() == photos_augmentation().info()
-    small = buttons_augmentation(96).info()
-    assert augmentation_named(small).info() == small
+    expected = info_of(buttons_augmentation())
+    assert info_of(augmentation_for("my_buttons")) == expected
+    assert info_of(chosen_augmentation("", "my_buttons")) == expected
+    assert info_of(chosen_augmentation("buttons", "hymenoptera_data")) == expected
+    assert info_of(chosen_augmentation("photos", "my_buttons")) == info_of(photos_augmentation())
+    assert info_of(chosen_augmentation("", "any other folder")) == info_of(photos_augmentation())
+    small = info_of(buttons_augmentation(96))
+    assert info_of(augmentation_named(small)) == small
 
 
 def test_the_command_line_knows_it_by_name(buttons, capsys):
@@ -112,11 +112,11 @@ def test_the_command_line_knows_it_by_name(buttons, capsys):
 @pytest.mark.parametrize("size", [32, 224])
 def test_a_records_augmentation_is_found_again(size):
     for own in (faces_augmentation(size), photos_augmentation(size)):
-        assert augmentation_named(own.info()).info() == own.info()
+        assert info_of(augmentation_named(info_of(own))) == info_of(own)
 
 
 def test_an_augmentation_that_is_another_by_now_is_refused(buttons):
-    info = buttons_augmentation().info()
+    info = info_of(buttons_augmentation())
     with pytest.raises(UserError, match="version 2 of the augmentation 'buttons'.*is version 3"):
         augmentation_named(replace(info, version=2))
     for name in ("zippers", ""):
@@ -134,4 +134,4 @@ def test_one_without_a_name_cannot_be_asked_for(monkeypatch):
     assert list(known_augmentations()) == ["faces", "photos"]
     assert augmentation_for("zippers").name == ""
     with pytest.raises(UserError, match="is not known here"):
-        augmentation_named(augmentation_for("zippers").info())
+        augmentation_named(info_of(augmentation_for("zippers")))

@@ -173,5 +173,5 @@ def test_the_example_in_the_readme_runs(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(small, found)
-    assert found["record"].dataset.n == len(load_images(image_folder).labels)
-    assert 0 <= found["record"].best.val_acc <= 1
+    assert len(found["images"].labels) == len(load_images(image_folder).labels)
+    assert 0 <= found["result"].best.val_acc <= 1

@@ -30,8 +30,10 @@ from transferlab.download import (
     DownloadError,
     download_hymenoptera,
     download_manga_faces,
+    fetch_from_kaggle,
+    fetch_zip,
 )
-from transferlab.errors import UserError
+from transferlab.errors import DataError, UserError
 
 API_PATH = "/v1/datasets.DatasetApiService/DownloadDataset"
 
@@ -343,6 +345,19 @@ def test_the_disk_is_not_the_network(server, tmp_path, monkeypatch):
 # --- manga faces ------------------------------------------------------------
 
 
+def redirect_kaggle(monkeypatch, port):
+    """The connection that asks whether Kaggle answers goes to 127.0.0.1; others as they are."""
+    connect = socket.create_connection
+
+    def redirected(address, *given, **named):
+        if address == ("api.kaggle.com", 443):
+            assert named["timeout"] < 15
+            address = ("127.0.0.1", port)
+        return connect(address, *given, **named)
+
+    monkeypatch.setattr(socket, "create_connection", redirected)
+
+
 @pytest.fixture
 def kaggle(server, tmp_path_factory, monkeypatch):
     """The stand-in as the real kagglehub meets it, without the user's credentials or cache."""
@@ -357,7 +372,7 @@ def kaggle(server, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(home))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(home / "the-users-cache"))
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, server.url)
-    monkeypatch.setattr(download, "KAGGLE_ADDRESS", ("127.0.0.1", server.server_port))
+    redirect_kaggle(monkeypatch, server.server_port)
     server.home = home
     return server
 
@@ -443,13 +458,15 @@ def test_kaggle_breaks_off_then_delivers(kaggle, tmp_path):
 
 
 def test_kaggle_absent(kaggle, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "KAGGLE_ADDRESS", ("127.0.0.1", 9))
-    with pytest.raises(DownloadError, match="refused") as error:
+    def refuse(address, **_):
+        raise ConnectionRefusedError(111, f"Connection to {address[0]} refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(DownloadError, match="api.kaggle.com refused") as error:
         download_manga_faces(tmp_path / "data")
     assert_helpful(error)
     assert_nothing_left(tmp_path, tmp_path / "data")
     assert not kaggle.asked
-    assert download.CONNECT_SECONDS < 15
 
 
 @pytest.mark.parametrize("damage", ["md5", "not an archive"])
@@ -498,3 +515,135 @@ def test_kagglehub_missing(tmp_path, monkeypatch):
     assert error.type is UserError
     assert_helpful(error)
     assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+# --- what a notebook fetches with ---------------------------------------------
+
+
+def test_a_notebook_has_kaggles_folder_where_kagglehub_keeps_it(kaggle):
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS))
+    folder = fetch_from_kaggle(download.MANGA_FACE_HANDLE, "By hand: unpack it")
+    assert kaggle.home / "the-users-cache" in folder.parents
+    assert file_counts(folder) == MANGA_FACE_COUNTS
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_refusal_of_kaggle_is_one_error_with_the_advice(kaggle, status):
+    kaggle.routes[API_PATH] = (status, {"Content-Type": "application/json"}, b"{}", 0)
+    with pytest.raises(DataError, match="^cannot fetch a/b from Kaggle: .*. By hand: x$") as error:
+        fetch_from_kaggle("a/b", "By hand: x")
+    assert "\n" not in str(error.value)
+
+
+def test_without_kagglehub_the_advice_is_given(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(DataError, match="cannot fetch a/b from Kaggle: .*kagglehub.*By hand: x$"):
+        fetch_from_kaggle("a/b", "By hand: x")
+
+
+def test_a_notebooks_archive_comes_down_whole(server, tmp_path):
+    serve_hymenoptera(server, hymenoptera_zip(compression=zipfile.ZIP_DEFLATED))
+    target = tmp_path / "data" / "hymenoptera_data"
+    assert fetch_zip(download.HYMENOPTERA_URL, target) == target
+    assert file_counts(target) == HYMENOPTERA_COUNTS
+    assert (target / "val/bees/007.jpg").read_text() == "image val/bees 7"
+    assert os.listdir(tmp_path / "data") == ["hymenoptera_data"]
+
+
+def damaged(kind):
+    """The ants and bees as they come down when something has gone wrong."""
+    whole = hymenoptera_zip(compression=zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        last = archive.infolist()[-1]
+    start = last.header_offset + 30 + len(last.filename)  # of its deflated bytes
+    if kind == "deflated bytes":
+        return whole[:start] + b"\xff" * last.compress_size + whole[start + last.compress_size :]
+    if kind == "crc":
+        stored = hymenoptera_zip()
+        return stored.replace(b"image val/bees 8\x50", b"image val/bees 9\x50", 1)
+    if kind == "encrypted":
+        flags = whole.rindex(b"PK\1\2") + 8  # of the last member, in the directory at the end
+        return whole[:flags] + b"\1" + whole[flags + 1 :]
+    return {
+        "cut": whole[: len(whole) // 2],
+        "no zip": b"<html>please log in to this network</html>",
+        "empty": b"",
+        "another folder": zip_bytes(HYMENOPTERA_COUNTS, top="other/"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["deflated bytes", "crc", "encrypted", "cut", "no zip", "empty", "another folder"]
+)
+def test_a_notebooks_archive_that_is_damaged_leaves_nothing(server, tmp_path, kind):
+    body = damaged(kind)
+    assert body != hymenoptera_zip()
+    serve_hymenoptera(server, body)
+    target = tmp_path / "data" / "hymenoptera_data"
+    with pytest.raises(DataError) as error:
+        fetch_zip(download.HYMENOPTERA_URL, target)
+    text = str(error.value)
+    assert text.startswith(f"cannot fetch {download.HYMENOPTERA_URL} (") and "\n" not in text
+    assert text.endswith(f"): unpack it as {target}")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+    serve_hymenoptera(server, hymenoptera_zip())
+    assert file_counts(fetch_zip(download.HYMENOPTERA_URL, target)) == HYMENOPTERA_COUNTS
+
+
+def test_a_body_that_ends_too_early_is_not_taken_for_whole(server, tmp_path):
+    body = hymenoptera_zip()
+    serve_hymenoptera(server, body[:-1000], headers={"Content-Length": str(len(body))})
+    with pytest.raises(DataError, match="cannot fetch"):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "hymenoptera_data")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_notebooks_archive_that_is_refused(server, tmp_path, status):
+    serve_hymenoptera(server, b"no", status=status)
+    with pytest.raises(DataError, match=f"HTTP Error {status}.*unpack it as"):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "hymenoptera_data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_answer_at_all(server, tmp_path, monkeypatch):
+    target = tmp_path / "hymenoptera_data"
+    with pytest.raises(DataError, match="refused.*unpack it as"):
+        fetch_zip("http://127.0.0.1:9/hymenoptera_data.zip", target)
+
+    def silent(url, *, timeout):
+        assert timeout < 15
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(download, "urlopen", silent)
+    with pytest.raises(DataError, match="timed out"):
+        fetch_zip(download.HYMENOPTERA_URL, target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_outside_the_folder_are_not_written(server, tmp_path):
+    extra = [(name, "x") for name in ("../escaped.jpg", "/escaped.jpg", "a/../../escaped.jpg")]
+    serve_hymenoptera(server, hymenoptera_zip(extra=extra))
+    target = tmp_path / "data" / "hymenoptera_data"
+    assert file_counts(fetch_zip(download.HYMENOPTERA_URL, target)) == HYMENOPTERA_COUNTS
+    assert not list(tmp_path.rglob("escaped.jpg")) and not Path("/escaped.jpg").exists()
+    assert os.listdir(tmp_path / "data") == ["hymenoptera_data"]
+
+
+def test_an_interrupted_unpacking_leaves_nothing(server, tmp_path, monkeypatch):
+    def interrupt(archive, folder):
+        Path(folder, "hymenoptera_data").mkdir()
+        raise KeyboardInterrupt
+
+    serve_hymenoptera(server, hymenoptera_zip())
+    monkeypatch.setattr(download.shutil, "unpack_archive", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "hymenoptera_data")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(server, tmp_path):
+    serve_hymenoptera(server, hymenoptera_zip())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot fetch .*file.*unpack it as"):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "file" / "hymenoptera_data")

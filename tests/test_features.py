@@ -11,14 +11,20 @@ from torchvision.transforms import v2
 
 from transferlab.backbones import create_backbone, fold_batchnorm, make_head, split_at
 from transferlab.data import Fold, load_images
-from transferlab.features import extract, extract_large, features_of, one_ahead
+from transferlab.features import (
+    extract,
+    extract_ahead,
+    extract_large,
+    features_of,
+    one_ahead,
+)
 from transferlab.machine import Clock, this_machine
 from transferlab.store import NO_STORE, Store
 from transferlab.synthetic import draw_insects
 from transferlab.train import Settings, TrainData, evaluate, train
 from transferlab.views import Augmentation, Renderer, photos_augmentation, render_view
 
-CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
+CPU = replace(this_machine(), device="cpu", precision="torch.float32")
 
 
 class Counting(nn.Module):
@@ -111,14 +117,47 @@ def test_what_prints_otherwise_is_not_taken_though_it_lacks_its_new_version(stud
     assert torch.equal(drawn_with(study, night, store=store).train(1), first)
 
 
-def test_extract_is_lower_of_the_images_in_order(study):
+def clean_view(study):
+    """View 0 of all of a study's images, uint8 [N, 3, H, W]."""
     clean = study.renderer.augmentation.clean
-    images = render_view(study.image_set, clean, view=0, seed=0)
+    everything = torch.arange(len(study.image_set.labels))
+    return render_view(study.image_set, clean, view=0, seed=0, indices=everything)
+
+
+def test_features_are_lower_of_the_images_in_order(study):
+    images = clean_view(study)
     lower = Counting()
     expected = images.float().mean((2, 3))
+    how = {"device": "cpu", "precision": torch.float32}
+    for size in (1, 3, 99):  # images at once
+        for views in ([images], images.split(5), (part for part in images.split(1))):
+            features = extract(lower, views, **how, size=size)
+            assert torch.allclose(features, expected) and features.dtype == torch.float32
     for views in (images, images.split(5), (part for part in images.split(1))):
-        features = extract(lower, views, machine=CPU, precision=torch.float32)
+        features = extract_ahead(lower, views, machine=CPU, precision=torch.float32)
         assert torch.allclose(features, expected) and features.dtype == torch.float32
+
+
+def test_so_many_images_go_through_the_frozen_part_at_once(study):
+    images = clean_view(study)
+    seen = []
+
+    class Watched(nn.Module):
+        def forward(self, batch):
+            seen.append((len(batch), batch.is_contiguous(memory_format=torch.channels_last)))
+            return batch.float().mean((2, 3))
+
+    extract(Watched(), images.split(7), device="cpu", precision=torch.float32, size=3)
+    assert [count for count, _ in seen] == [3, 3, 1, 3, 3, 1, 2]
+    seen.clear()
+    extract_ahead(Watched(), images, machine=CPU, precision=torch.float32)
+    assert [count for count, _ in seen] == [8, 8]  # a CPU's
+    assert all(last for _, last in seen)
+
+
+def test_features_are_computed_without_gradients(study):
+    features = extract_ahead(Counting(), clean_view(study), machine=CPU, precision=torch.float32)
+    assert not features.requires_grad and not features.is_inference()  # a head trains on them
 
 
 def test_an_error_while_rendering_surfaces():
@@ -232,13 +271,13 @@ def test_only_features_of_all_images_are_cut_into_folds(study):
 def test_random_views_are_computed_in_the_machines_precision_and_the_clean_one_in_fp32(study):
     torch.manual_seed(0)
     lower = nn.Sequential(Scaled(), nn.Conv2d(3, 5, 3), nn.Flatten()).eval().requires_grad_(False)
-    machine = replace(CPU, precision=torch.bfloat16)
+    machine = replace(CPU, precision="torch.bfloat16")
     augmentation, images = study.renderer.augmentation, study.image_set
     features = drawn_with(study, augmentation, lower=lower, machine=machine)
 
     def computed(view, precision):
         blocks = Renderer(images, augmentation, seed=1).blocks(view, study.fold.train)
-        return extract(lower, blocks, machine=CPU, precision=precision)
+        return extract_ahead(lower, blocks, machine=CPU, precision=precision)
 
     exact, rounded = computed(1, torch.float32), computed(1, torch.bfloat16)
     assert torch.equal(features.train(1), rounded) and not torch.equal(rounded, exact)
@@ -251,8 +290,8 @@ def test_what_another_precision_or_seed_has_computed_is_not_taken(study, tmp_pat
     store, augmentation = Store(folder=tmp_path), study.renderer.augmentation
     drawn_with(study, augmentation, store=store).train(1)
     again = Counting()
-    lower = replace(CPU, precision=torch.bfloat16)
-    drawn_with(study, augmentation, store=store, lower=again, machine=lower).train(1)
+    machine = replace(CPU, precision="torch.bfloat16")
+    drawn_with(study, augmentation, store=store, lower=again, machine=machine).train(1)
     assert again.seen == len(study.fold.train)
     features = drawn_with(study, augmentation, store=store, lower=again)
     replace(features, renderer=Renderer(study.image_set, augmentation, seed=2)).train(1)
@@ -270,11 +309,9 @@ def test_an_error_of_the_frozen_part_ends_the_rendering_thread(study):
         raise MemoryError("in the frozen part")
 
     rendered = []
-    clean = study.renderer.augmentation.clean
-    images = render_view(study.image_set, clean, view=0, seed=0)
-    blocks = (rendered.append(1) or block for block in images.split(1))
+    blocks = (rendered.append(1) or block for block in clean_view(study).split(1))
     with pytest.raises(MemoryError):
-        extract(lower, blocks, machine=CPU, precision=torch.float32)
+        extract_ahead(lower, blocks, machine=CPU, precision=torch.float32)
     assert len(rendered) <= 2  # one in hand, one ahead
 
 
@@ -298,7 +335,7 @@ def test_large_activations_are_mapped_from_disk_where_memory_is_short(
     labels = study.image_set.labels
     index = torch.arange(len(labels))
     blocks = study.renderer.blocks
-    expected = extract(lower, blocks(1, index), machine=CPU, precision=torch.float32)
+    expected = extract_ahead(lower, blocks(1, index), machine=CPU, precision=torch.float32)
     kept = extract_large(
         lower, blocks(1, index), len(index), tmp_path, machine=CPU, precision=torch.float32
     )
@@ -335,9 +372,11 @@ def test_bf16_features_stay_close_and_flip_few_predictions(tmp_path):
     lower = fold_batchnorm(
         split_at(create_backbone("efficientnet_lite0", weights)[0], "features")[0]
     )
-    images = render_view(image_set, photos_augmentation().clean, view=0, seed=0)
+    everything = torch.arange(len(image_set.labels))
+    clean = photos_augmentation().clean
+    images = render_view(image_set, clean, view=0, seed=0, indices=everything)
     exact, rounded = (
-        extract(lower, images, machine=CPU, precision=kind)
+        extract_ahead(lower, images, machine=CPU, precision=kind)
         for kind in (torch.float32, torch.bfloat16)
     )
     error = (rounded - exact).norm() / (exact - exact.mean(0)).norm()

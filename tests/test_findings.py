@@ -67,9 +67,9 @@ def test_our_stopping_rule_is_trains(study):
     with it ends at."""
     stopping = replace(study.settings, epochs=12, lr=0.1, patience=2)
     study = replace(study, settings=stopping)
-    result, _ = train_study(freeze_backbone(TINY, study, weights="none"), study, progress=False)
+    result = train_study(freeze_backbone(TINY, study, weights="none"), study)
     whole = replace(study, settings=replace(stopping, patience=0))
-    curve, _ = train_study(freeze_backbone(TINY, whole, weights="none"), whole, progress=False)
+    curve = train_study(freeze_backbone(TINY, whole, weights="none"), whole)
     assert len(curve.history) == 12
     losses = [row.val_loss for row in curve.history]
     expected = Stop(chosen=result.best_epoch - 1, trained=len(result.history))
@@ -204,7 +204,7 @@ def test_under_train_mode_statistics_move_and_nothing_else(study):
     found = train_in_both_modes(info, study, "none")
     assert found.moved
     assert all("running_" in key or "num_batches" in key for key in found.moved)
-    expected, _ = train_study(freeze_backbone(TINY, study, weights="none"), study, progress=False)
+    expected = train_study(freeze_backbone(TINY, study, weights="none"), study)
     losses = [row.val_loss for row in found.history["eval"]]
     assert losses == [row.val_loss for row in expected.history]
     assert {len(correct) for correct in found.correct.values()} == {len(study.fold.val)}

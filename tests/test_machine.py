@@ -6,9 +6,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from transferlab.machine import Clock, choose_batch_size, choose_precision, this_machine
+from transferlab.machine import (
+    Clock,
+    autocast,
+    choose_batch_size,
+    choose_precision,
+    this_machine,
+)
 
-CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
+CPU = replace(this_machine(), device="cpu", precision="torch.float32")
 
 
 def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
@@ -18,39 +24,46 @@ def test_precision_is_a_fact_of_the_machine(tmp_path, monkeypatch):
         ("avx512f avx512_bf16", torch.bfloat16),
     ):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-        assert choose_precision(torch.device("cpu"), tmp_path / "cpuinfo") == expected
-    assert choose_precision(torch.device("cpu"), tmp_path / "no such file") == torch.float32
+        assert choose_precision("cpu", tmp_path / "cpuinfo") == expected
+    assert choose_precision("cpu", tmp_path / "no such file") == torch.float32
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert choose_precision(torch.device("cpu"), tmp_path / "cpuinfo") == torch.float32
+    assert choose_precision("cpu", tmp_path / "cpuinfo") == torch.float32
     for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert choose_precision(torch.device("cuda")) == expected
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        assert choose_precision("cuda") == expected
 
 
 def test_the_batch_size_follows_the_memory_of_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (14 * 10**9, 16 * 10**9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (14 * 10**9, 16 * 10**9))
     sizes = [
-        choose_batch_size(torch.device(kind), side**2)
+        choose_batch_size(kind, side**2)
         for kind, side in (("cpu", 224), ("cuda", 224), ("cuda", 1024))
     ]
     assert sizes == [8, 64, 7]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 16 * 10**9))
-    assert choose_batch_size(torch.device("cuda"), 224**2) == 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 16 * 10**9))
+    assert choose_batch_size("cuda", 224**2) == 1
 
 
 def test_a_machine_says_what_it_is_in_plain_values():
     machine = this_machine()
-    info = machine.info()
-    assert json.loads(json.dumps(asdict(info))) == asdict(info)
-    assert info.device in ("cpu", "cuda") and info.precision == str(machine.precision)
-    assert info.threads == torch.get_num_threads()
-    assert torch.__version__.startswith(info.versions["torch"]) and "python" in info.versions
-    assert CPU.batch_size(224**2) == 8
+    assert json.loads(json.dumps(asdict(machine))) == asdict(machine)
+    assert machine.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert machine.precision == str(choose_precision(machine.device))
+    assert machine.processor and machine.threads == torch.get_num_threads()
+    assert torch.__version__.startswith(machine.versions["torch"])
+    assert "python" in machine.versions
+
+
+def test_fp32_on_a_gpu_is_never_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    this_machine()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_clean_view_is_fp32_on_any_machine_and_random_ones_are_in_its_precision(precision):
-    machine = replace(CPU, precision=precision)
+    machine = replace(CPU, precision=str(precision))
     assert machine.precision_of(0) == torch.float32
     assert machine.precision_of(1) == machine.precision_of(30) == precision
 
@@ -58,7 +71,7 @@ def test_the_clean_view_is_fp32_on_any_machine_and_random_ones_are_in_its_precis
 def test_a_precision_holds_inside_its_block_alone():
     x = torch.ones(2, 2)
     for precision in (torch.float32, torch.bfloat16):
-        with CPU.autocast(precision):
+        with autocast(CPU, precision):
             assert (x @ x).dtype == precision
     assert (x @ x).dtype == torch.float32
 

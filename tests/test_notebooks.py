@@ -2,265 +2,341 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
+import nbclient
 import nbformat
 import pandas as pd
-import papermill
 import pytest
+from nbformat.v4 import new_code_cell
 
+from transferlab.commands.run import NOTEBOOKS, summarise
+from transferlab.described import load_model, read_description
 from transferlab.records import StudyRecord, from_plain, read_plain
-from transferlab.techniques import FROZEN, summarise_techniques
+from transferlab.techniques import summarise_techniques
 from transferlab.train import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
-PARAMETERS = [
-    "data_dir",
-    "weights",
-    "epochs",
-    "views",
-    "seed",
-    "out_dir",
-    "cache_dir",
-    "mount_drive",
-]
+PATHS = {number: ROOT / f"{one.stem}.ipynb" for number, one in NOTEBOOKS.items()}
+PARAMETERS = {"data_dir": "", "weights": "auto", "epochs": 30, "views": 4, "seed": 42}
+PARAMETERS |= {"out_dir": ".", "mount_drive": False}
+SMALL = {"weights": "none", "epochs": 2, "views": 1}
+TRAINING = {"01": "train-run", "02": "runs", "03": "runs"}  # the cell that trains
+TRAINED = {"01": "[run]", "02": "[resnet, densenet]", "03": "[*runs.values()]"}
+each_notebook = pytest.mark.parametrize("number", PATHS)
 
 
-def cell(notebook, cell_id):
-    return next(c for c in nbformat.read(notebook, as_version=4).cells if c.id == cell_id)
+def read(number):
+    return nbformat.read(PATHS[number], as_version=4)
 
 
-def run_alone(notebook, image_folder, folder, monkeypatch, *, stubs=None):
-    """Runs a copy in `folder`, every import of transferlab refused -> the executed notebook."""
-    stub_root = folder / "stubs"
-    for name, source in {
-        "transferlab": "raise ImportError('a notebook must not need it')",
-        **(stubs or {}),
-    }.items():
-        (stub_root / name).mkdir(parents=True)
-        (stub_root / name / "__init__.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(stub_root))
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def cell(notebook, name):
+    return next(one for one in notebook.cells if one.id == name)
+
+
+def set_parameters(notebook, parameters):
+    """Puts values into the form, as a reader would."""
+    lines = cell(notebook, "parameters").source.split("\n")
+    for place, line in enumerate(lines):
+        name = line.split(" =")[0]
+        if name in parameters:
+            lines[place] = f"{name} = {parameters[name]!r}"
+    cell(notebook, "parameters").source = "\n".join(lines)
+
+
+def execute(notebook, folder, monkeypatch, *, allow_errors=False):
+    """Runs it in an empty folder, every import of transferlab refused."""
+    stubs = folder / "stubs/transferlab"
+    stubs.mkdir(parents=True)
+    (stubs / "__init__.py").write_text("raise ImportError('a notebook must not need it')")
+    monkeypatch.setenv("PYTHONPATH", str(stubs.parent))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     alone = folder / "alone"
     alone.mkdir()
-    shutil.copy(notebook, alone)
-    parameters = {"data_dir": str(image_folder), "weights": "none", "epochs": 2, "views": 1}
-    copy = folder / "executed.ipynb"
-    papermill.execute_notebook(
-        str(alone / notebook.name),
-        str(copy),
-        parameters=parameters,
-        progress_bar=False,
-        cwd=str(alone),
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        allow_errors=allow_errors,
+        resources={"metadata": {"path": str(alone)}},
     )
-    return alone, nbformat.read(copy, as_version=4)
+    client.execute()
+    return alone
 
 
-def printed(executed):
-    return "".join(
-        o.text
-        for c in executed.cells
-        if c.cell_type == "code"
-        for o in c.outputs
-        if o.output_type == "stream"
+def printed(cell):
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def shown_errors(cell):
+    """What stands where a traceback would."""
+    errors = [output for output in cell.outputs if output.output_type == "error"]
+    return ["\n".join(error.traceback) for error in errors]
+
+
+# ---- what a reader sees before anything runs -------------------------------------------------
+
+
+@each_notebook
+def test_the_form_holds_plain_settings(number):
+    source = cell(read(number), "parameters").source
+    values = {node.targets[0].id: node.value.value for node in ast.parse(source).body}
+    own = {"random_backbones": False} if number == "03" else {}
+    assert values == PARAMETERS | own
+    lines = source.split("\n")
+    assert lines[0].startswith("# @title ")
+    assert all('# @param {type:"' in line for line in lines[1:])
+
+
+@each_notebook
+def test_the_default_number_of_views_is_one_number(number):
+    assert PARAMETERS["views"] == Settings().views
+    assert f"[VIEWS={Settings().views}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+@each_notebook
+def test_it_asks_for_a_gpu_and_holds_no_widgets(number):
+    metadata = read(number).metadata
+    assert metadata.accelerator == "GPU" and metadata.colab.gpuType == "T4"
+    assert "widgets" not in metadata
+
+
+@each_notebook
+def test_it_ends_with_the_readers_picture_a_summary_and_folded_answers(number):
+    cells = read(number).cells
+    assert cells[-2].id == "picture" and cells[-1].id == "summary"
+    assert "my_image" in cells[-2].source and "upload" in cells[-2].source
+    text = cells[-1].source
+    exercises = len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE))
+    assert "## 정리" in text and exercises == 3 == text.count("<details><summary>답</summary>")
+
+
+def test_every_name_is_defined():
+    command = [sys.executable, "-m", "ruff", "check", "--select", "F821,F811"]
+    result = subprocess.run([*command, *map(str, PATHS.values())], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@each_notebook
+def test_it_imports_nothing_of_this_library(number):
+    sources = [one.source for one in code_cells(read(number))]
+    assert not any(re.search(r"^\s*(import|from) transferlab", one, re.M) for one in sources)
+
+
+def test_the_techniques_in_03_are_those_that_were_measured():
+    text = cell(read("03"), "techniques").source
+    rows = re.findall(r"^\| ([\w -]+) \| [^|]+ \| ([\d.]+) \| ([\d.]+)–([\d.]+) \|$", text, re.M)
+    files = sorted((ROOT / "result/benchmarks").glob("techniques_2*.csv"))
+    summary = summarise_techniques(pd.read_csv(files[-1]))
+    told = read_plain(files[-1].with_suffix(".json"))
+    told = told.get("facts", told)
+    assert f"{told['size']}픽셀, {told['epochs']}에포크" in text
+    tuned = summary[(summary.dataset == "hymenoptera_data") & (summary.kind == "tuned")]
+    tuned = tuned[tuned.model == "efficientnet_lite0"].set_index("technique")
+    assert len(rows) == 5
+    for name, *values in rows:
+        measured = tuned.loc[name, ["accuracy", "low", "high"]]
+        assert values == [f"{100 * value:.1f}" for value in measured]
+
+
+# ---- run as a reader runs it -----------------------------------------------------------------
+
+
+def check_saved(alone, number, folder, models):
+    """Every file is there; the model read back answers as it did; the study's record is made."""
+    written = {path for path in alone.rglob("*") if path.is_file()}
+    assert not [path for path in written if path.name.startswith(".")]
+    summarise(NOTEBOOKS[number], written, {"data_dir": str(folder), "weights": "none"})
+    found = {}
+    for path in sorted((alone / "model").glob("*_best_*.safetensors")):
+        described = read_description(path)
+        assert described.frozen_hash[0] == described.frozen_hash[1]
+        assert len(load_model(path).description.val_predictions) == len(described.val_labels)
+        found.setdefault(described.weights.name, []).append(path)
+    assert set(found) == models
+    records = sorted((alone / "result").glob("*_summary_*.json"))
+    for path in records:
+        record = from_plain(StudyRecord, read_plain(path))
+        assert record.backbone.kind == "random" and record.epochs_run == 2
+    return found
+
+
+MODELS = {
+    "01": {"resnet50"},
+    "02": {"resnet50", "densenet121"},
+    "03": {"efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"},
+}
+
+
+def told_of(trained):
+    """Code that keeps what was trained, without its seconds."""
+    return (
+        f"[(one.frozen.name, one.best, one.history.drop(columns='seconds'), "
+        f"one.logits.tolist()) for one in {trained}]"
     )
 
 
-def check_files(alone, models):
-    for model in models:
-        (summary,) = (alone / "result").glob(f"{model}_summary_*.json")
-        record = from_plain(StudyRecord, read_plain(summary))
-        assert record.frozen_hash_before == record.frozen_hash_after
-        assert record.backbone.kind == "random"
-        assert (record.epochs_run, record.n_val, record.schema) == (2, 5, 2)
-        assert record.settings.rule == "clean+cycle"
-        assert len(list((alone / "result").glob(f"{model}_results_*.csv"))) == 1
-        assert {p.suffix for p in (alone / "model").glob(f"{model}_best_*")} == {
-            ".json",
-            ".safetensors",
-        }
-
-
-def test_there_are_three():
-    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name[:2])
-def test_structure(notebook):
-    code = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
-    assert "parameters" in code[1].metadata.tags
-    assert [
-        target.id for node in ast.parse(code[1].source).body for target in node.targets
-    ] == PARAMETERS
-    assert all(
-        isinstance(node.value, ast.Constant) for node in ast.parse(code[1].source).body
-    )  # no derived value
-    assert not any("import transferlab" in c.source or "from transferlab" in c.source for c in code)
-    assert "widgets" not in nbformat.read(notebook, as_version=4).metadata
-
-
-def test_notebooks_define_every_name():
-    command = [sys.executable, "-m", "ruff", "check", "--select", "F821,F811", *map(str, NOTEBOOKS)]
-    assert subprocess.run(command, capture_output=True).returncode == 0
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name[:2])
-@pytest.mark.parametrize("mount", [True, False])
-def test_drive_is_mounted_where_asked(notebook, mount, monkeypatch):
-    mounted, prepared = [], []
-    drive = types.SimpleNamespace(mount=mounted.append)
-    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
-    monkeypatch.setitem(sys.modules, "google", types.SimpleNamespace())
-    space = {
-        "mount_drive": mount,
-        "out_dir": ".",
-        "prepare_out_dir": prepared.append,
-        "warnings": types.SimpleNamespace(),
-        "this_machine": lambda: types.SimpleNamespace(
-            device=types.SimpleNamespace(type="cpu"), precision=""
-        ),
-        "open_store": str,
-        "cache_dir": "",
-    }
-    exec(cell(notebook, "setup-end").source, space)
-    assert mounted == (["/content/drive"] if mount else [])
-    assert prepared == (["/content/drive/MyDrive/transferlab"] if mount else ["."])
+COMPARE = """
+for (name, best, history, logits), (name_2, best_2, history_2, logits_2) in zip(told, {again}):
+    assert (name, best, logits) == (name_2, best_2, logits_2)
+    assert history.equals(history_2)
+"""
+INTERRUPTED = """
+before, passed = train_epoch, []
+def train_epoch(*arguments):
+    passed.append(None)
+    if len(passed) == 2:
+        raise KeyboardInterrupt
+    return before(*arguments)
+"""
 
 
 @pytest.mark.slow
-def test_01_alone_as_in_colab(image_folder, tmp_path, monkeypatch):
-    stubs = {"google": "", "google/colab": "class drive:\n    mount = None\n"}
-    alone, executed = run_alone(NOTEBOOKS[0], image_folder, tmp_path, monkeypatch, stubs=stubs)
-    check_files(alone, ["resnet50"])
-    assert "weights: random: random initialisation (asked for)" in printed(executed)
-    assert "/tmp/ipykernel" not in printed(executed)
-    assert len(list((alone / "img").glob("resnet50_*.png"))) == 4
-
-
-@pytest.mark.slow
-def test_02_alone_trains_resnet50_itself(image_folder, tmp_path, monkeypatch):
-    alone, executed = run_alone(NOTEBOOKS[1], image_folder, tmp_path, monkeypatch)
-    check_files(alone, ["densenet121", "resnet50"])
-    assert "no matching run of resnet50" in printed(executed) and "exact McNemar p" in printed(
-        executed
-    )
-    assert len(list((alone / "img").glob("training_results_*.png"))) == 1
-
-
-@pytest.mark.slow
-def test_03_alone(image_folder, tmp_path, monkeypatch):
-    alone, executed = run_alone(NOTEBOOKS[2], image_folder, tmp_path, monkeypatch)
-    check_files(alone, ["efficientnet_lite0", "efficientnet_b0", "efficientnet_b3", "vit"])
-    assert "random initialisation: measures no transfer" in printed(executed)
-    assert len(list((alone / "img").glob("training_results_*.png"))) == 1
-
-
-def told(described, schema):
-    """A benchmark's description as it was published first, or as it is written today."""
-    if schema == 1:
-        return described
-    common = ("data", "weights", "processor", "settings")
-    return {
-        "schema": 2,
-        "data": [{"name": name, "digest": one} for name, one in described["data"].items()],
-        "weights": [{"name": name} | one for name, one in described["weights"].items()],
-        "machine": {"processor": described["processor"]},
-        "settings": described["settings"],
-        "facts": {key: value for key, value in described.items() if key not in common},
-    }
-
-
-@pytest.mark.parametrize(
-    "digest, weights, found", [("d", "w", True), ("other", "w", False), ("d", "other", False)]
-)
-@pytest.mark.parametrize("schema", [1, 2])
-def test_03_reads_techniques_of_its_own_images_and_weights(
-    digest, weights, found, schema, tmp_path, capsys
-):
-    folder, shown = tmp_path / "result/benchmarks", []
-    folder.mkdir(parents=True)
-    names = {
-        "dataset": "ants",
-        "model": "lite",
-        "fold": 0,
-        "n": 20,
-        "macro_f1": 0.5,
-        "seconds": 1.0,
-        "trainable": 1234,
-    }
-    rows = [
-        names | {"kind": kind, "technique": "linear probe", "correct": k}
-        for kind, k in (("frozen", 15), ("tuned", 10))
+@each_notebook
+def test_every_click_may_be_repeated(number, image_folder, tmp_path, monkeypatch):
+    notebook = read(number)
+    random = {"random_backbones": True} if number == "03" else {}
+    set_parameters(notebook, SMALL | random | {"data_dir": str(image_folder)})
+    cells = []
+    for one in code_cells(notebook):
+        cells.append(one)
+        if one.id == "setup":
+            continue
+        again = new_code_cell(one.source)
+        if one.id != TRAINING[number]:
+            cells.append(again)
+            continue
+        told = told_of(TRAINED[number])
+        cells.append(new_code_cell(f"told = {told}\nkept = len(FrozenBackbone.kept)"))
+        cells.append(again)
+        cells.append(new_code_cell(COMPARE.format(again=told)))
+        cells.append(new_code_cell("assert len(FrozenBackbone.kept) == kept"))
+        stopped = new_code_cell(one.source, metadata={"tags": ["raises-exception"]})
+        cells += [new_code_cell(INTERRUPTED), stopped, new_code_cell("train_epoch = before")]
+        cells.append(new_code_cell(one.source))
+        cells.append(new_code_cell(COMPARE.format(again=told)))
+        cells.append(new_code_cell("assert len(FrozenBackbone.kept) == kept"))
+    notebook.cells = cells
+    alone = execute(notebook, tmp_path, monkeypatch)
+    (place,) = [
+        i for i, one in enumerate(cells) if "raises-exception" in one.metadata.get("tags", [])
     ]
-    rows += [
-        row | {"dataset": "faces", "correct": 1} for row in rows
-    ]  # in the same file, but not these images
-    pd.DataFrame(rows).to_csv(folder / "techniques_20260101_000000.csv", index=False)
-    infos = {
-        "lite": {"sha256": "w", "source": "made up"},
-        "not run here": {"sha256": "x", "source": "s"},
-    }
-    described = {"data": {"ants": "d", "faces": "f"}, "weights": infos}
-    described |= {
-        "folds": 1,
-        "processor": "p",
-        "settings": {"epochs": 30},
-        "epochs": 10,
-        "size": 112,
-    }
-    (folder / "techniques_20260101_000000.json").write_text(json.dumps(told(described, schema)))
-    pd.DataFrame(rows[1:2]).assign(correct=12).to_csv(
-        folder / "techniques_gpu_20260101_000000.csv", index=False
+    assert any(
+        error.ename == "KeyboardInterrupt" for error in cells[place].outputs if "ename" in error
     )
-    of_gpu = described | {"processor": "a GPU", "processes": 9}
-    (folder / "techniques_gpu_20260101_000000.json").write_text(json.dumps(told(of_gpu, schema)))
-    space = {
-        "FROZEN": FROZEN,
-        "out_dir": tmp_path,
-        "Path": Path,
-        "read_plain": read_plain,
-        "pd": pd,
-        "plt": types.SimpleNamespace(show=lambda: None),
-        "image_set": types.SimpleNamespace(digest=digest, name="ants"),
-        "runs": [
-            types.SimpleNamespace(model="lite", backbone=types.SimpleNamespace(sha256=weights))
-        ],
-        "summarise_techniques": summarise_techniques,
-        "plot_techniques": lambda summary, title: shown.append((summary, title)),
-    }
-    exec(cell(NOTEBOOKS[2], "technique-results").source, space)
-    text = capsys.readouterr().out
-    assert (
-        "lite: made up" in text and "75.0 [" in text and "50.0 [" in text and "1234" in text
-    ) == found
-    gpu = text.partition("a GPU")[2]  # where techniques were tuned only, and many at once
-    assert (
-        ("60.0 [" in gpu) == found
-        and "seconds" not in gpu
-        and "frozen" not in gpu
-        and "not run here" not in text
-    )
-    assert (
-        ("skipped" in text) != found
-        and len(shown) == found
-        and "5.0 [" not in text.replace("75.0 [", "")
-    )
+    saved = check_saved(alone, number, image_folder, MODELS[number])
+    assert all(len(paths) == 2 for paths in saved.values())  # a stamp of its own each time
 
 
 @pytest.mark.slow
-def test_a_folder_without_images_is_one_clear_error(tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(papermill.PapermillExecutionError) as error:
-        run_alone(NOTEBOOKS[0], tmp_path / "empty", tmp_path, monkeypatch)
-    assert error.value.ename == "UserError" and "no images" in error.value.evalue
+def test_changed_settings_act_on_the_next_run_of_the_training_cell(
+    image_folder, tmp_path, monkeypatch
+):
+    notebook = read("01")
+    set_parameters(notebook, SMALL | {"data_dir": str(image_folder)})
+    train = cell(notebook, "train-run").source
+    place = [one.id for one in notebook.cells].index("train-run")
+    checks = [
+        "assert len(run.history) == 2 and run.settings['views'] == 1",
+        "epochs, views = 3, 0",
+        train,
+        "assert len(run.history) == 3 and run.settings['views'] == 0",
+        "seed = 7",
+    ]
+    notebook.cells = notebook.cells[: place + 1] + [new_code_cell(source) for source in checks]
+    stale = new_code_cell(train, metadata={"tags": ["raises-exception"]})
+    notebook.cells.append(stale)
+    execute(notebook, tmp_path, monkeypatch)
+    (message,) = shown_errors(stale)
+    assert "‘3. 모델’부터 다시 실행하세요" in message and "Traceback" not in message
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_default_number_of_views_is_one_number(notebook):
-    views = Settings().views
-    assert f"views = {views}  #" in cell(notebook, "parameters").source
-    assert f"[VIEWS={views}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+@pytest.mark.slow
+@each_notebook
+@pytest.mark.parametrize("data_dir", ["", "no such folder"])
+def test_without_data_every_cell_says_what_to_do(number, data_dir, tmp_path, monkeypatch):
+    notebook = read(number)
+    set_parameters(notebook, SMALL | {"data_dir": data_dir})
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    cell(notebook, "setup").source += OFFLINE
+    execute(notebook, tmp_path, monkeypatch, allow_errors=True)
+    needs_data = [one for one in code_cells(notebook) if shown_errors(one)]
+    assert {"data", "picture", TRAINING[number]} <= {one.id for one in needs_data}
+    for one in needs_data:
+        (message,) = shown_errors(one)
+        korean, english = message.split("\n")
+        assert re.search("[가-힣]", korean) and english.startswith("error: ")
+
+
+OFFLINE = """
+import socket as _socket, urllib.request as _request
+def _refuse(*arguments, **options):
+    raise OSError("no network in this test")
+_socket.create_connection = _refuse
+_request.urlopen = urlopen = _refuse
+"""
+
+
+@pytest.mark.slow
+def test_03_skips_and_names_a_backbone_without_weights(image_folder, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    notebook = read("03")
+    data = {"data_dir": str(image_folder), "weights": str(tmp_path / "weights")}
+    set_parameters(notebook, SMALL | data)
+    place = [one.id for one in notebook.cells].index("runs")
+    notebook.cells = notebook.cells[: place + 1]
+    execute(notebook, tmp_path, monkeypatch)
+    text = printed(cell(notebook, "runs"))
+    assert all(f"건너뜀: no weights for {name}: " in text for name in MODELS["03"])
+
+
+@pytest.mark.slow
+def test_a_picture_of_ones_own_and_one_that_is_none(image_folder, tmp_path, monkeypatch):
+    notebook = read("01")
+    set_parameters(notebook, SMALL | {"data_dir": str(image_folder)})
+    picture = sorted(image_folder.rglob("*.png"))[0]
+    shutil.copy(picture, tmp_path / "mine $1 그림.png")
+    (tmp_path / "note.txt").write_text("no image")
+    source = cell(notebook, "picture").source
+    own = source.replace('my_image = ""', f"my_image = {str(tmp_path / 'mine $1 그림.png')!r}")
+    bad = source.replace('my_image = ""', f"my_image = {str(tmp_path / 'note.txt')!r}")
+    shown = new_code_cell(own)
+    refused = new_code_cell(bad, metadata={"tags": ["raises-exception"]})
+    notebook.cells += [shown, refused]
+    execute(notebook, tmp_path, monkeypatch)
+    assert sum("image/png" in output.get("data", {}) for output in shown.outputs) == 2
+    (message,) = shown_errors(refused)
+    assert "다시 실행하세요" in message and "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_drive_gets_a_copy_and_replaces_no_setting(image_folder, tmp_path, monkeypatch):
+    notebook = read("01")
+    set_parameters(notebook, SMALL | {"data_dir": str(image_folder), "mount_drive": True})
+    drive = tmp_path / "drive"
+    stub = f"""
+import sys, types
+colab = types.ModuleType("google.colab")
+colab.drive = types.SimpleNamespace(mount=lambda root: None)
+sys.modules["google.colab"] = colab
+sys.modules["google"] = types.ModuleType("google")
+import pathlib
+pathlib.Path({str(drive)!r}, "MyDrive").mkdir(parents=True)
+copy_to_drive.__defaults__ = ({str(drive)!r},)
+"""
+    cell(notebook, "setup").source += stub
+    alone = execute(notebook, tmp_path, monkeypatch)
+    copied = {path.name for path in (drive / "MyDrive/transferlab").iterdir()}
+    here = {path.name for path in alone.rglob("*") if path.is_file()}
+    (whole,) = [name for name in here if re.fullmatch(r".*_best_.*\.safetensors", name)]
+    assert copied == here - {whole}
+    assert json.loads((alone / "model" / whole).with_suffix(".json").read_text())["seed"] == 42

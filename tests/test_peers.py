@@ -72,7 +72,7 @@ def task_of(system, faces, weights, augmentation, **settings):
         augmentation=augmentation,
         settings=replace(settings_of(system, 2), hidden=8, lr=1e-2, **settings),
         seed=3,
-        machine=replace(this_machine(), precision=torch.float32),
+        machine=replace(this_machine(), precision="torch.float32"),
     )
 
 
@@ -340,7 +340,7 @@ def test_what_cannot_be_measured_is_said_at_once(arguments, tmp_path, monkeypatc
         peers.main([*arguments, "--rounds", "0"])
     with pytest.raises(UserError, match="needs pretrained weights"):
         peers.main([*arguments, "--weights", "none"])
-    with pytest.raises(UserError, match="no image folder"):
+    with pytest.raises(UserError, match="nowhere holds no images"):
         peers.main([*arguments, "--data", str(tmp_path / "nowhere")])
     monkeypatch.setattr(systems, "library_versions", lambda system: {system: None})
     with pytest.raises(UserError, match="no system is left"):

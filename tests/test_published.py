@@ -13,9 +13,16 @@ from transferlab.errors import UserError
 from transferlab.heldout import ComparisonRecord
 from transferlab.metrics import Interval
 from transferlab.published import read_record
-from transferlab.records import SCHEMA, BenchmarkRecord, RunRecord, StudyRecord, to_json
+from transferlab.records import (
+    SCHEMA,
+    BenchmarkRecord,
+    RunRecord,
+    StudyRecord,
+    read_plain,
+    to_json,
+)
 from transferlab.train import Settings
-from transferlab.views import faces_augmentation, photos_augmentation
+from transferlab.views import faces_augmentation, info_of, photos_augmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -239,15 +246,15 @@ def read_old_study(folder, train, clean):
 @pytest.mark.parametrize("make", [faces_augmentation, photos_augmentation])
 def test_transforms_that_are_ours_have_the_name_of_their_augmentation(make, tmp_path):
     """Whatever the folder is called; so a saved model can be fed again."""
-    ours = make(size=224).info()
+    ours = info_of(make(size=224))
     record = read_old_study(tmp_path, ours.train, ours.clean)
     assert record.augmentation == record.dataset.augmentation == ours
-    assert augmentation_named(record.augmentation).info() == ours
+    assert info_of(augmentation_named(record.augmentation)) == ours
 
 
 def test_transforms_that_are_none_of_ours_have_no_name_and_are_refused(tmp_path):
     """What they print is kept as it was said."""
-    ours = photos_augmentation(size=224).info()
+    ours = info_of(photos_augmentation(size=224))
     record = read_old_study(tmp_path, "Compose(Something)", ours.clean)
     info = record.augmentation
     assert (info.name, info.train, info.clean) == ("", "Compose(Something)", ours.clean)
@@ -263,3 +270,20 @@ def test_what_is_no_record_is_refused(tmp_path):
     broken.write_text(f'{{"schema": {SCHEMA}}}')
     with pytest.raises(TypeError):
         read_record(broken, StudyRecord)
+
+
+def test_a_record_of_a_later_release_is_refused(tmp_path):
+    newest = tmp_path / "resnet50_summary_20260101_000000.json"
+    newest.write_text(json.dumps(OLD_STUDY | {"schema": SCHEMA + 1}))
+    said = f"its schema is {SCHEMA + 1}, and this release reads up to {SCHEMA}"
+    for read in (read_plain, lambda path: read_record(path, StudyRecord)):
+        with pytest.raises(ValueError, match=said):
+            read(newest)
+
+
+@pytest.mark.parametrize("content", [b"\xb0\xa1", b"", b"[]", b"null"])
+def test_a_file_that_is_no_record_is_told_as_a_value_error(content, tmp_path):
+    path = tmp_path / "resnet50_summary_20260101_000000.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+        read_plain(path)

@@ -12,13 +12,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import pytest
 from jinja2.exceptions import UndefinedError
 
 from benchmarks import enough_views
 from transferlab.heldout import ComparisonRecord, PairTest, Score, Scores
-from transferlab.machine import MachineInfo
+from transferlab.machine import Machine
 from transferlab.metrics import Interval, PairedTest
 from transferlab.pretrained import WeightsInfo
 from transferlab.published import read_record
@@ -209,12 +210,14 @@ def test_a_ranking_without_a_test_is_refused():
 
 
 def test_a_run_that_measures_no_transfer_is_named_as_such(context):
-    run = next(run for run in context.runs.values() if run.record.backbone.kind == "random")
-    record = run.record
+    run = context.runs["efficientnet_b0"]
+    weights = replace(run.record.backbone, kind="random", label="random", source="random")
+    record = replace(run.record, weights=(weights,))
+    run = replace(run, record=record)
     line = f"{record.model}: {typed.proportion(record.best.val_acc, record.n_val)}"
-    render.check_disclosed(line + " (무작위 초기화)", context.runs)
+    render.check_disclosed(line + " (무작위 초기화)", {"x": run})
     with pytest.raises(SystemExit, match="does not say so"):
-        render.check_disclosed(line, context.runs)
+        render.check_disclosed(line, {"x": run})
     drawn = replace(record, data=(replace(record.dataset, synthetic=True),))
     with pytest.raises(SystemExit, match="does not say so"):
         render.check_disclosed(line + " (무작위 초기화)", {"x": replace(run, record=drawn)})
@@ -284,6 +287,34 @@ def test_after_a_change_of_weights_nothing_speaks_of_the_old_ones(other_weights,
         assert not re.search("Tiny ImageNet|Apache|PyPI|대체물", text)
 
 
+def test_a_notebook_is_published_with_gathered_weights(tiny_file, tmp_path, monkeypatch):
+    """Its pictures come from a second run, on drawn data."""
+    name = "test_resnet.r160_in1k"
+    insects = replace(publish.NOTEBOOKS["03"].dataset, draw=lambda folder: folder)
+    one = replace(publish.NOTEBOOKS["03"], backbones=(name,), dataset=insects)
+    metadata = {"tags": ["shows-images"]}
+    cells = [nbformat.v4.new_code_cell("1", metadata=metadata), nbformat.v4.new_code_cell("2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{one.stem}.ipynb")
+    publish.prepare_out_dir(tmp_path)
+    given = []
+
+    def notebook(source, copy, parameters):
+        assert (Path(parameters["weights"]) / f"{name}.safetensors").samefile(tiny_file)
+        given.append(parameters)
+        shutil.copy(source, copy)
+
+    monkeypatch.setitem(publish.NOTEBOOKS, "03", one)
+    monkeypatch.setattr(publish, "find_data", lambda dataset, data, root: tmp_path / "images")
+    monkeypatch.setattr(publish, "run_notebook", notebook)
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    assert publish.publish_notebook("03", "", str(tiny_file.parent)) == []
+    real, drawn = given
+    assert real["data_dir"] == str(tmp_path / "images") and real["out_dir"] == str(tmp_path)
+    assert drawn["data_dir"] != real["data_dir"] and drawn["out_dir"] != str(tmp_path)
+    assert drawn["weights"] == real["weights"] and not real["random_backbones"]
+    assert not Path(real["weights"]).exists()
+
+
 def test_weights_are_found_however_a_file_tells_them(tmp_path):
     told = {
         "name": "resnet50",
@@ -315,7 +346,7 @@ def test_benchmarks_with_the_same_weights_stay_named():
     assert publish.drop_outdated(dict(files)) == []
 
 
-MACHINE = MachineInfo(
+MACHINE = Machine(
     device="cpu",
     precision="torch.bfloat16",
     processor="p",

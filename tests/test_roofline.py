@@ -26,13 +26,13 @@ from transferlab.backbones import create_backbone
 from transferlab.data import load_images
 from transferlab.datasets import INSECTS
 from transferlab.errors import UserError
-from transferlab.features import extract
+from transferlab.features import extract_ahead
 from transferlab.machine import this_machine
 from transferlab.published import read_record
 from transferlab.records import BenchmarkRecord, from_plain
 from transferlab.synthetic import draw_insects
 from transferlab.train import Settings
-from transferlab.views import Augmentation, Renderer
+from transferlab.views import Augmentation, Renderer, info_of
 
 TINY = "test_resnet.r160_in1k"
 RUN = Run(
@@ -177,7 +177,7 @@ def test_the_model_waits_for_what_it_does_not_hide(squares, rendering, computing
     model = SlowModel(computing / 1000)
     renderer.watch(model)
     blocks = renderer.blocks(1, torch.arange(96))
-    extract(model, blocks, machine=this_machine(), precision=torch.float32)
+    extract_ahead(model, blocks, machine=this_machine(), precision=torch.float32)
     assert renderer.images_by_view == {1: 96}
     assert renderer.rendered > 96 * rendering / 1000
     assert low * renderer.rendered < renderer.waited <= high * renderer.rendered
@@ -194,12 +194,12 @@ def run_tiny(drawn_data, train):
 
 
 def test_views_that_early_stopping_spared_do_not_count(drawn_data):
-    def train(frozen, study, **options):  # asks for one of the four views, twice
+    def train(frozen, study):  # asks for one of the four views, twice
         frozen.clock.seconds["head"] = 0.0
         for view in (0, 1, 1):
             frozen.features.train(view)
         best = SimpleNamespace(val_acc=0.5)
-        return SimpleNamespace(history=[best], best=best), None
+        return SimpleNamespace(history=[best], best=best)
 
     run = run_tiny(drawn_data, train)
     assert (run.random_images, run.clean_images) == (8, 12)
@@ -229,7 +229,7 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, capsys):
     assert "share" in capsys.readouterr().out
     record = read_record(described, BenchmarkRecord)
     assert record.settings == Settings()
-    assert record.augmentation == INSECTS.augmentation(224).info()
+    assert record.augmentation == info_of(INSECTS.augmentation(224))
     assert record.facts["rates"][TINY] == [RATES] * 3
     # what is finished is measured anew
     assert roofline.main(arguments, measure=measure) == 0 and len(calls) == 7

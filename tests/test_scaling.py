@@ -95,7 +95,7 @@ def test_what_another_process_refuses_is_said_here(functions, capfd):
 def test_a_point_is_measured_once(tmp_path):
     calls = []
     store = benchmark_store(tmp_path, "scaling")
-    machine = this_machine().info()
+    machine = this_machine()
 
     def key(used, code="1"):
         return point_key("scaling", "a point", used=used, machine=machine, code=code)

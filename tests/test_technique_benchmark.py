@@ -40,7 +40,7 @@ from transferlab.store import NO_STORE
 from transferlab.study import freeze_backbone
 from transferlab.techniques import FROZEN, TUNED, paired_tests, summarise_techniques
 from transferlab.train import Settings
-from transferlab.views import Renderer, faces_augmentation
+from transferlab.views import Renderer, faces_augmentation, info_of
 
 TINY = "test_resnet.r160_in1k"
 MADE_UP = Outcome(correct=3, n=4, macro_f1=0.7, seconds=1.0, trainable=5, epochs=1)
@@ -60,7 +60,7 @@ def test_a_frozen_technique_on_a_fold(whole):
     frozen = freeze_backbone(TINY, whole, weights="none")
     found = measure_frozen(FROZEN["linear probe"], whole, frozen, fold)
     assert found.n == 4 and 0 <= found.correct <= 4 and found.epochs == 4
-    assert found.trainable == 2 * frozen.lower.model.head_hidden_size + 2
+    assert found.trainable == 2 * frozen.model.head_hidden_size + 2
 
 
 def test_a_tuned_technique_on_a_fold(whole):
@@ -238,7 +238,7 @@ def test_the_studys_own_datasets_are_found_beside_each_other(tmp_path, image_fol
     shutil.copytree(image_folder, tmp_path / FACES.name)
     studies = load_studies(tmp_path)
     assert [*studies] == [FACES.name, INSECTS.name]
-    assert studies[FACES.name].renderer.augmentation.info() == faces_augmentation().info()
+    assert info_of(studies[FACES.name].renderer.augmentation) == info_of(faces_augmentation())
     pairs = [
         Pair(dataset=FACES.name, model="efficientnet_lite0"),
         Pair(dataset=INSECTS.name, model="efficientnet_lite0"),
@@ -319,7 +319,7 @@ def test_without_pretrained_weights_only_the_time_is_told(whole, tmp_path):
 
 
 def test_a_gpus_results_have_a_name_of_their_own(tmp_path, monkeypatch, image_folder):
-    gpu = replace(this_machine(), device=torch.device("cuda"))
+    gpu = replace(this_machine(), device="cuda")
     alone = benchmark.Alone(
         dataset="d", model="m", technique="t", images=9, seconds=1.5, epochs=2, trainable=3
     )

@@ -42,7 +42,7 @@ def task(study):
 def model(study):
     model, _ = create_backbone(TINY, "none")
     blocks = study.renderer.blocks(0, torch.arange(16))
-    estimate_batchnorm(model, blocks, device=torch.device("cpu"))
+    estimate_batchnorm(model, blocks, device="cpu")
     return model
 
 

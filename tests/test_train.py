@@ -13,12 +13,21 @@ from torch.nn import functional as F
 from transferlab.backbones import create_backbone, make_head, set_head, split_at
 from transferlab.errors import UserError
 from transferlab.features import extract
-from transferlab.machine import this_machine
 from transferlab.pretrained import state_hash
-from transferlab.train import Epoch, Loop, Recipe, Settings, TrainData, evaluate, train
+from transferlab.train import (
+    Epoch,
+    Loop,
+    Recipe,
+    Settings,
+    TrainData,
+    evaluate,
+    score,
+    train,
+    train_epoch,
+)
 from transferlab.views import render_view
 
-CPU = replace(this_machine(), device=torch.device("cpu"), precision=torch.float32)
+COMPUTED = {"device": "cpu", "precision": torch.float32, "size": 8}  # how features are
 
 
 def toy(seed=0, n=40, d=6, classes=3):
@@ -82,15 +91,11 @@ def test_kept_features_end_with_the_ordinary_loops_weights(study, epochs):
 
     def kept(epoch):
         blocks = (fresh_view(epoch, batch) for batch in orders[epoch].split(4))
-        features = extract(lower, blocks, machine=CPU, precision=torch.float32)
+        features = extract(lower, blocks, **COMPUTED)
         return features[orders[epoch].argsort()]
 
-    clean = extract(
-        lower,
-        render_view(study.image_set, augmentation.clean, view=0, seed=1, indices=index),
-        machine=CPU,
-        precision=torch.float32,
-    )
+    pictures = render_view(study.image_set, augmentation.clean, view=0, seed=1, indices=index)
+    clean = extract(lower, [pictures], **COMPUTED)
     # The best epoch's weights are restored, so the last is made the best: validation on what is
     # being learnt, no patience.
     data = data_of(clean, labels, clean, labels, view_of=kept)
@@ -112,6 +117,55 @@ def test_evaluate_is_scikit_learns():
     assert scores.accuracy == accuracy_score(y, scores.predictions)
     assert scores.loss == pytest.approx(log_loss(y, probabilities, labels=[0, 1, 2]), rel=1e-5)
     assert not head.training
+
+
+# ---- what a notebook trains with, pinned to the library's ---------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [7, 32, 99])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_notebooks_epochs_are_the_librarys_bit_for_bit(batch_size, dropout):
+    """The same weights, losses and accuracies, epoch by epoch, and the same draws of dropout."""
+    x, y, _ = toy()
+    heads = [make_head(6, 3, hidden=16, dropout=dropout, seed=1) for _ in range(2)]
+    settings = Settings(lr=1e-2, batch_size=batch_size)
+    optimizer = torch.optim.Adam(heads[0].parameters(), lr=settings.lr, fused=True)
+    loop = Loop(heads[1], settings, Recipe())
+    seen = []
+    for head in heads:
+        torch.manual_seed(5)  # dropout
+        shuffle = torch.Generator().manual_seed(5)
+        seen.append([])
+        for _ in range(4):
+            order = torch.randperm(len(y), generator=shuffle)
+            head.eval()  # as scoring leaves it
+            if head is heads[0]:
+                row = train_epoch(head, optimizer, x, y, order.split(batch_size))
+            else:
+                row = loop.epoch(x, y, order)
+            assert head.training
+            seen[-1].append((*row, state_hash(head)))
+    assert seen[0] == seen[1]
+    assert len({hashed for *_, hashed in seen[0]}) == 4  # it learns
+
+
+@pytest.mark.parametrize("n", [1, 40, 512])
+def test_a_notebooks_scores_are_the_librarys_bit_for_bit(n):
+    x, y, head = toy(n=n)
+    expected = evaluate(head.train(), x, y)
+    loss, accuracy, logits = score(head.train(), x, y)
+    assert (loss, accuracy) == (expected.loss, expected.accuracy)
+    assert torch.equal(logits, expected.logits) and not head.training
+    assert torch.equal(logits.argmax(dim=1), expected.predictions)
+
+
+def test_an_evaluation_in_batches_is_one_of_all():
+    """Of more than 512 images, too: up to the rounding that another batch brings."""
+    x, y, head = toy(n=1030)
+    whole = score(head, x, y)
+    parts = evaluate(head, x, y)
+    assert torch.allclose(parts.logits, whole[2], atol=1e-6)
+    assert (parts.loss, parts.accuracy) == (pytest.approx(whole[0], rel=1e-6), whole[1])
 
 
 class Scripted(nn.Module):
@@ -208,7 +262,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_cause():
         UserError, match="epoch [0-9]+: .*learning rate 1e\\+30 is probably too high"
     ):
         run(toy()[2], x, y, x, y, lr=1e30)
-    with pytest.raises(UserError, match="epochs is 0"):
+    with pytest.raises(UserError, match="^epochs is 0: give 1 or more"):
         run(toy()[2], x, y, x, y, epochs=0)
 
 
@@ -286,8 +340,11 @@ def test_the_random_views_alone_in_turn():
 
 def test_settings_that_name_no_view_are_refused():
     for settings in ({"views": -1, "rule": "clean+cycle"}, {"views": 0, "rule": "cycle"}):
-        with pytest.raises(UserError, match=f"views is {settings['views']}: give"):
+        fewest = int(settings["rule"] == "cycle")
+        message = f"^views is {settings['views']}: give {fewest} or more"
+        with pytest.raises(UserError, match=message):
             Settings(**settings).check()
-    Settings(views=0, rule="clean+cycle").check()
-    with pytest.raises(UserError, match="rule of views is 'shuffle'"):
-        Settings(rule="shuffle").view_of(0)
+    with pytest.raises(UserError, match="rule of views is 'shuffle': give one of .*'cycle'"):
+        Settings(rule="shuffle").check()
+    for rule, views in (("clean+cycle", 0), ("cycle", 1)):
+        Settings(views=views, rule=rule).check()

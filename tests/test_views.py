@@ -1,5 +1,6 @@
 """The study's transforms, and views that depend on seed, view and path alone."""
 
+import hashlib
 import random
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,17 @@ import torch
 from torchvision.transforms import v2
 
 from transferlab.datasets import augmentation_for
-from transferlab.views import faces_augmentation, photos_augmentation, render_view, view_seed
+from transferlab.views import (
+    Augmentation,
+    AugmentationInfo,
+    faces_augmentation,
+    info_of,
+    photos_augmentation,
+    printed,
+    render_view,
+)
+
+EVERYTHING = torch.arange(3)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,31 +55,50 @@ def test_transforms_are_the_studys():
     )
 
 
+def rendered_of(few, transform, *, view=1, seed=0, indices=EVERYTHING):
+    """A view of all images, if not told otherwise."""
+    return render_view(few, transform, view=view, seed=seed, indices=indices)
+
+
 @pytest.mark.parametrize("views", [faces_augmentation(32), photos_augmentation(32)])
 def test_a_view_is_the_transform_under_its_own_seed(few, views):
-    rendered = render_view(few, views.train, view=3, seed=7)
+    """The seeds are pinned: other ones would be other views, and published runs would not come
+    again."""
+    rendered = rendered_of(few, views.train, view=3, seed=7)
     assert rendered.shape == (3, 3, 32, 32) and rendered.dtype == torch.uint8
     for image, path, one in zip(few.images, few.paths, rendered):
-        torch.manual_seed(view_seed(7, 3, path))
+        digest = hashlib.sha256(f"7/3/{path}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7], "little"))
         assert torch.equal(views.train(image), one)
 
 
 def test_what_an_image_gets_depends_on_nothing_else(few):
     train = faces_augmentation(32).train
-    all_of_them = render_view(few, train, view=1, seed=0)
-    assert torch.equal(
-        render_view(few, train, view=1, seed=0, indices=torch.tensor([2, 0])), all_of_them[[2, 0]]
-    )
-    assert not torch.equal(render_view(few, train, view=2, seed=0), all_of_them)
-    assert not torch.equal(render_view(few, train, view=1, seed=1), all_of_them)
-    assert len({view_seed(s, v, p) for s in range(5) for v in range(5) for p in few.paths}) == 75
+    all_of_them = rendered_of(few, train)
+    some = torch.tensor([2, 0])
+    assert torch.equal(rendered_of(few, train, indices=some), all_of_them[some])
+    assert not torch.equal(rendered_of(few, train, view=2), all_of_them)
+    assert not torch.equal(rendered_of(few, train, seed=1), all_of_them)
+
+
+def test_every_seed_view_and_path_draws_under_a_seed_of_its_own(few):
+    seeds = []
+
+    def draw(image):
+        seeds.append(torch.initial_seed())
+        return image[:, :2, :2]
+
+    for seed in range(5):
+        for view in range(5):
+            rendered_of(few, draw, view=view, seed=seed)
+    assert len(set(seeds)) == len(seeds) == 75
 
 
 def test_the_global_random_state_is_left_alone(few):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    render_view(few, photos_augmentation(32).train, view=1, seed=0)
+    rendered_of(few, photos_augmentation(32).train)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -96,15 +126,11 @@ def test_transforms_equal_the_studys_in_every_attribute():
 
 def test_order_repetition_and_path(few):
     train = photos_augmentation(32).train
-    whole = render_view(few, train, view=1, seed=0)
-    assert torch.equal(render_view(few, train, view=1, seed=0), whole)
-    assert torch.equal(
-        render_view(
-            replace(few, images=few.images[::-1], paths=few.paths[::-1]), train, view=1, seed=0
-        ),
-        whole.flip(0),
-    )
-    renamed = render_view(replace(few, paths=["c/0", "c/1", "c/2"]), train, view=1, seed=0)
+    whole = rendered_of(few, train)
+    assert torch.equal(rendered_of(few, train), whole)
+    turned = replace(few, images=few.images[::-1], paths=few.paths[::-1])
+    assert torch.equal(rendered_of(turned, train), whole.flip(0))
+    renamed = rendered_of(replace(few, paths=["c/0", "c/1", "c/2"]), train)
     assert not any(torch.equal(one, other) for one, other in zip(whole, renamed))
 
 
@@ -114,7 +140,7 @@ def test_no_random_state_and_no_image_changes(few):
         [image.clone() for image in few.images],
     )
     for views in (faces_augmentation(32), photos_augmentation(32)):
-        render_view(few, views.train, view=1, seed=0)
+        rendered_of(few, views.train)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     assert all(torch.equal(copy, image) for copy, image in zip(copies, few.images))
 
@@ -126,6 +152,29 @@ def test_a_dataset_gets_its_views_by_name():
         "hymenoptera_data": photos,
         "buttons": photos,
     }
-    assert {name: augmentation_for(name, 64).info() for name in expected} == {
-        name: views.info() for name, views in expected.items()
+    assert {name: info_of(augmentation_for(name, 64)) for name in expected} == {
+        name: info_of(views) for name, views in expected.items()
     }
+
+
+def test_what_a_record_says_of_an_augmentation():
+    views = photos_augmentation(64)
+    assert info_of(views) == AugmentationInfo(
+        name="photos", version=1, size=64, train=repr(views.train), clean=repr(views.clean)
+    )
+
+
+def test_what_prints_an_address_prints_the_same_in_every_process():
+    """Else nothing that is kept would be found again."""
+
+    class Plain:
+        def __call__(self, image):
+            return image
+
+    one, other = (
+        Augmentation(size=32, train=transform, clean=v2.Compose([transform]))
+        for transform in (Plain(), Plain())
+    )
+    assert repr(one.train) != repr(other.train)
+    assert printed(one.train) == printed(other.train) and "Plain object" in printed(one.train)
+    assert info_of(one) == info_of(other)

@@ -3,16 +3,21 @@
     python tools/build_notebooks.py                  build all; keep the outputs of unchanged code
     python tools/build_notebooks.py --check          exit 1 where a notebook is not what is built
     python tools/build_notebooks.py --check-outputs  exit 1 where a code cell has no stored output
-    python tools/build_notebooks.py --count          print the lines of code of each notebook
+    python tools/build_notebooks.py --count          print the size of each notebook
 
 All but the first write nothing.
 
 A source `notebooks/NN_*.py` is in jupytext's percent format, and every cell has an id:
-`# %% id="train"`. A cell of lines `# @inline transferlab.train: EarlyStopping, train` becomes the
-exact source of those definitions; the library's imports that they use, be it only in an annotation,
-join those of the first code cell, `imports`; the next code cell is tagged `parameters`. The section
-"## 준비" is folded. The library is read as text, never imported, and only its flat modules are:
-transferlab/*.py, which may not import from a sub-package.
+`# %% id="train"`. A line `# @inline transferlab.train: EarlyStopping, train` of a code cell, which
+may hold other code as well, becomes the source of those definitions as `Lean` makes it: without
+the annotations of functions, with the first paragraph of docstrings, and in the folded cell without
+docstrings where a body holds more. A cell that inlines is formatted: what fits in a line stands in
+a line. No cell has two blank lines in a row. The library is read as text, never imported, and only
+its flat modules are: transferlab/*.py, which may not import from a sub-package.
+
+The first code cell is tagged `parameters`. The second, `setup`, is the only one that is folded: its
+first line is a `# @title`, and behind that come its imports and those of all inlined definitions.
+A line `{{ colab_badge }}` of a markdown cell becomes the link to the notebook in Colab.
 
 Committed notebooks are executed. An output is stored with a hash over the syntax trees, without
 docstrings, of all code cells up to its own; a build keeps it as long as that hash is the same.
@@ -24,45 +29,65 @@ import argparse
 import ast
 import copy
 import hashlib
+import io
 import re
 import subprocess
 import symtable
 import sys
+import tokenize
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import dropwhile, groupby, zip_longest
 from pathlib import Path
 
 import jupytext
+import libcst as cst
 import nbformat
 from nbformat import NotebookNode
 
 PACKAGE = "transferlab"
-SETUP = "## 준비"
+PARAMETERS = "parameters"
+SETUP = "setup"
+TITLE = "# @title "
+BADGE_LINE = r"^\{\{ colab_badge \}\}$"
+COLAB = "https://colab.research.google.com"
+WIDTH = 100
 DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 # Without comment_magics=False, jupytext takes "# copy the weights" for a shell command.
 PERCENT = {"extension": ".py", "format_name": "percent", "comment_magics": False}
 JUPYTEXT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker", "cell_marker"}
+RUFF = (sys.executable, "-m", "ruff")
 SORT_IMPORTS = (
-    sys.executable,
-    "-m",
-    "ruff",
     "check",
-    "--isolated",
-    "--quiet",
     "--select=I",
     "--fix",
-    "--target-version=py311",
-    "--line-length=100",
+    "--output-format=concise",
     "--config=lint.isort.combine-as-imports=true",
-    "--stdin-filename=imports.py",
+)
+FORMAT = (
+    "format",
+    "--config=format.skip-magic-trailing-comma=true",
+    "--config=lint.isort.split-on-trailing-comma=false",  # or ruff warns that the two differ
+)
+# What a notebook shows must run where the library does, on the oldest Python as well.
+RUFF_OPTIONS = (
+    "--isolated",
+    "--target-version=py311",
+    f"--line-length={WIDTH}",
+    "--stdin-filename=cell.py",
     "-",
 )
+# As Colab writes it where a notebook asks for a GPU.
 METADATA = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": []},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# Colab folds a cell by the one, JupyterLab by the other.
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 class BuildError(Exception):
@@ -74,14 +99,17 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How many lines of code a reader is asked to take in."""
+    """How much a reader is asked to take in. Lines are those that are not blank."""
 
-    inlined: int  # inlined in a notebook
-    outside: int  # of these, outside the section "## 준비"
-    cell: int  # in any one cell
+    cells: int  # of code and of text
+    visible: int  # lines of all code cells but the folded one
+    folded: int  # lines of the folded cell
+    cell: int  # lines of any one visible code cell
+    width: int  # characters of any one visible line of code
+    figure: int  # the first figure comes within so many visible code cells
 
 
-LIMITS = Limits(inlined=2400, outside=700, cell=120)
+LIMITS = Limits(cells=40, visible=200, folded=400, cell=30, width=WIDTH, figure=4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,28 +130,22 @@ class Definition:
     source: str
     imports: frozenset[str]  # statements of its module that it uses, one name each
     needs: dict[str, str]  # other names of the library that it uses: their modules
-    # Names looked up while it is being defined: decorators, bases, defaults, annotations.
+    # Names looked up while it is being defined: decorators, bases, defaults, types of fields.
     needs_first: frozenset[str]
 
 
 Library = dict[str, dict[str, Definition]]  # by module, then by name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assembled:
-    """A notebook without outputs."""
-
-    notebook: NotebookNode
-    inlined: frozenset[str]  # ids of the cells that were inlined
+Documented = cst.FunctionDef | cst.ClassDef
+Part = str | Definition  # of a code cell: lines of its own, or what is inlined
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Lines of code of one notebook."""
+    """How large a notebook is. Lines are those that are not blank."""
 
-    inlined: int
-    outside: int  # inlined outside "## 준비"
-    cells: dict[str, int]  # by id, in order
+    cells: int
+    folded: int
+    visible: dict[str, int]  # lines of each visible code cell by id, in order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +180,11 @@ def parse(source: str, where: str) -> ast.Module:
     line.
     """
     try:
-        return ast.parse(source)
+        tree = ast.parse(source)
+        compile(tree, where, "exec", dont_inherit=True)  # which also sees a `break` out of place
     except SyntaxError as error:
         raise BuildError(f"{where}, line {error.lineno}: not plain Python: {error.msg}") from None
+    return tree
 
 
 def runs_at_definition(table: symtable.SymbolTable) -> bool:
@@ -190,14 +214,6 @@ def global_names_at_definition(table: symtable.SymbolTable) -> set[str]:
     return names
 
 
-def annotations(tree: ast.AST) -> Iterator[ast.expr]:
-    """Yields every annotation in a tree: of parameters, of returned values, of fields."""
-    for node in ast.walk(tree):
-        annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
-        if annotation is not None:
-            yield annotation
-
-
 def quoted(annotation: ast.AST) -> Iterator[str]:
     """Yields the strings in an annotation that stand for types: not the values of `Literal`."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -209,10 +225,12 @@ def quoted(annotation: ast.AST) -> Iterator[str]:
 
 
 def quoted_names(source: str) -> set[str]:
-    """Returns the names in annotations that are strings: `-> "Study"`."""
+    """Returns the names in annotations of fields that are strings: `fold: "Fold"`."""
     names = set()
-    for annotation in annotations(ast.parse(source)):
-        for text in quoted(annotation):
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        for text in quoted(node.annotation):
             try:
                 tree = ast.parse(text)
             except SyntaxError:  # a shape, or another remark inside `Annotated`
@@ -300,13 +318,31 @@ def defined_names(node: ast.stmt) -> tuple[str, ...] | None:
     return () if is_text or is_guard else None
 
 
-def source_of(node: ast.stmt, lines: Sequence[str]) -> str:
-    """Returns a definition's exact source, with decorators and the comment lines directly above."""
+def has_docstring(node: ast.AST) -> bool:
+    """Tells whether a node is a function or a class with a docstring.
+
+    A string that begins a cell is no docstring: it is the cell's output.
+    """
+    return isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None
+
+
+def start_of(node: ast.stmt) -> int:
+    """Returns the index of a statement's first line, decorators included."""
     decorators = getattr(node, "decorator_list", [])
-    first = min(part.lineno for part in (node, *decorators)) - 1
+    return min(part.lineno for part in (node, *decorators)) - 1
+
+
+def start_with_comments(node: ast.stmt, lines: Sequence[str]) -> int:
+    """Returns the index of a statement's first line, comment lines directly above it included."""
+    first = start_of(node)
     while first > 0 and lines[first - 1].startswith("#"):
         first -= 1
-    return "\n".join(lines[first : node.end_lineno])
+    return first
+
+
+def source_of(node: ast.stmt, lines: Sequence[str]) -> str:
+    """Returns a definition's exact source, with decorators and the comment lines directly above."""
+    return "\n".join(lines[start_with_comments(node, lines) : node.end_lineno])
 
 
 def find_sources(tree: ast.Module, text: str, where: str) -> dict[tuple[str, ...], str]:
@@ -347,12 +383,20 @@ def read_scope(tree: ast.Module, module: str, own: Iterable[str]) -> Scope:
 
 
 def describe(names: tuple[str, ...], source: str, scope: Scope) -> Definition:
-    """Returns a definition with what it uses, be it only in an annotation."""
-    used = names_used(source).difference(names)
+    """Returns a definition with what it uses, be it only in the annotation of a field.
+
+    Raises BuildError: libcst cannot read it.
+    """
+    try:
+        shown = lean(source, docstrings=False)
+    except cst.ParserSyntaxError:  # its message has many lines, and wrong numbers
+        place = f"{PACKAGE}/{scope.module}.py"
+        raise BuildError(f"{place}: {names[0]} has syntax that libcst cannot read") from None
+    used = names_used(shown).difference(names)
     needs = sorted(used.intersection(scope.homes))
     future = {one for one in scope.imports if one.startswith("from __future__ ")}
     imports = {one for one in scope.imports if bound_name(one) in used}
-    executed = "\n".join([*sorted(future), source])
+    executed = "\n".join([*sorted(future), shown])
     return Definition(
         module=scope.module,
         names=names,
@@ -366,7 +410,8 @@ def describe(names: tuple[str, ...], source: str, scope: Scope) -> Definition:
 def read_module(path: Path, flat: frozenset[str]) -> dict[str, Definition]:
     """Returns the definitions of one library module by name; it may import from the `flat` ones.
 
-    Raises BuildError: a form of import that is not allowed, a name defined twice, work at import.
+    Raises BuildError: a form of import that is not allowed, a name defined twice, work at import,
+    syntax that cannot be read.
     """
     text = path.read_text(encoding="utf-8")
     where = short(path)
@@ -452,11 +497,8 @@ def read_source(path: Path) -> list[NotebookNode]:
     return cells
 
 
-def inline_lines(cell: NotebookNode) -> list[str]:
-    """Returns the lines of a cell that inlines definitions; [] for any other cell."""
-    lines = [line for line in cell.source.split("\n") if line.strip()]
-    inlines = any(re.match(r"\s*#\s*@inline", line) for line in lines)
-    return lines if inlines and cell.cell_type == "code" else []
+def is_inline(line: str) -> bool:
+    return re.match(r"\s*#\s*@inline\b", line) is not None
 
 
 def has_relative_import(source: str) -> bool:
@@ -464,49 +506,99 @@ def has_relative_import(source: str) -> bool:
     return any(map(is_relative, ast.walk(tree)))
 
 
-def named_definitions(cell: NotebookNode, library: Library, where: str) -> list[Definition]:
-    """Returns the definitions that the `# @inline` lines of a cell name, in order; else [].
+def named_definitions(line: str, library: Library, where: str) -> list[Definition]:
+    """Returns the definitions that an `# @inline` line names, in order.
 
-    Raises BuildError: other lines beside `# @inline` lines, an unknown module or name, a relative
-    import in a body.
+    Raises BuildError: an unknown module or name, a relative import in a body.
     """
+    match = re.fullmatch(rf"# @inline {PACKAGE}\.(\w+): *(.+)", line)
+    if not match:
+        raise BuildError(f"{where}: write `# @inline {PACKAGE}.module: name`, not `{line}`")
+    module, names = match.groups()
+    if module not in library:
+        raise BuildError(f"{where}: there is no {PACKAGE}.{module}")
     definitions = []
-    for line in inline_lines(cell):
-        match = re.fullmatch(rf"# @inline {PACKAGE}\.(\w+): *(.+)", line)
-        if not match:
-            form = f"`# @inline {PACKAGE}.module: name`"
-            raise BuildError(f"{where}: a cell to inline holds only {form}, not `{line}`")
-        module, names = match.groups()
-        if module not in library:
-            raise BuildError(f"{where}: there is no {PACKAGE}.{module}")
-        for name in re.split(r"\s*,\s*", names.strip()):
-            definition = library[module].get(name)
-            if definition is None:
-                raise BuildError(f"{where}: there is no {name!r} in {PACKAGE}.{module}")
-            if has_relative_import(definition.source):
-                problem = f"{name} has a relative import in its body"
-                raise BuildError(f"{where}: {problem}: move it to the top of the module")
-            if definition not in definitions:
-                definitions.append(definition)
+    for name in re.split(r"\s*,\s*", names.strip()):
+        definition = library[module].get(name)
+        if definition is None:
+            raise BuildError(f"{where}: there is no {name!r} in {PACKAGE}.{module}")
+        if has_relative_import(definition.source):
+            problem = f"{name} has a relative import in its body"
+            raise BuildError(f"{where}: {problem}: move it to the top of the module")
+        if definition not in definitions:  # `BLUE, GREY = ...` is one
+            definitions.append(definition)
     return definitions
 
 
-def check_needs(definitions: Sequence[Definition], where: str) -> None:
-    """Raises BuildError unless what each definition uses is inlined, before it where need be."""
-    known = {name for one in definitions for name in one.names}
-    defined = set()
+def check_between_statements(source: str, where: str) -> None:
+    """Raises BuildError where an `# @inline` line is inside a statement: a function, a string."""
+    lines = source.split("\n")
+    for node in ast.parse(source).body:
+        for line in lines[start_of(node) : node.end_lineno]:
+            if is_inline(line):
+                raise BuildError(f"{where}: `{line.strip()}` is inside another statement")
+
+
+def split_cell(cell: NotebookNode, library: Library, where: str) -> list[Part]:
+    """Returns the parts of a code cell in order: its own lines, and what it inlines.
+
+    Raises BuildError: as `named_definitions` and `check_between_statements`.
+    """
+    check_between_statements(cell.source, where)
+    parts = []
+    for inlines, lines in groupby(cell.source.split("\n"), key=is_inline):
+        if not inlines:
+            parts.append("\n".join(lines))
+            continue
+        for line in lines:
+            named = named_definitions(line, library, where)
+            parts += [one for one in named if one not in parts]
+    return [part for part in parts if isinstance(part, Definition) or part.strip()]
+
+
+def bound_names(part: Part) -> set[str]:
+    """Returns the names that a part of a cell defines, assigns or imports."""
+    if isinstance(part, Definition):
+        return set(part.names)
+    symbols = symtable.symtable(part, "<cell>", "exec").get_symbols()
+    return {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+
+
+def check_inlined_once(definitions: Iterable[Definition], where: str) -> None:
+    """Raises BuildError where two cells inline the same definition."""
+    seen = set()
     for one in definitions:
-        twice = defined.intersection(one.names)
+        twice = seen.intersection(one.names)
         if twice:
             raise BuildError(f"{where}: {', '.join(sorted(twice))} is inlined twice")
-        for name, module in one.needs.items():
-            too_late = name in one.needs_first and name not in defined
-            if name not in known or too_late:
-                needs = f"{PACKAGE}.{one.module}.{one.names[0]} needs {name}"
-                order = " before it" if name in known else ""
-                line = f"`# @inline {PACKAGE}.{module}: {name}`"
-                raise BuildError(f"{where}: {needs}: add {line}{order}")
-        defined.update(one.names)
+        seen.update(one.names)
+
+
+def check_definition(one: Definition, known: set[str], bound: set[str], where: str) -> None:
+    """Raises BuildError where a definition uses a name that the notebook does not know.
+
+    Or looks one up, while it is being defined, that is not yet bound.
+    """
+    for name, module in one.needs.items():
+        too_late = name in one.needs_first and name not in bound
+        if name not in known or too_late:
+            needs = f"{PACKAGE}.{one.module}.{one.names[0]} needs {name}"
+            order = " before it" if name in known else ""
+            line = f"`# @inline {PACKAGE}.{module}: {name}`"
+            raise BuildError(f"{where}: {needs}: add {line}{order}")
+
+
+def check_needs(parts: Sequence[Part], where: str) -> None:
+    """Raises BuildError unless what each inlined definition uses is inlined or the notebook's own.
+
+    And comes before the definition where need be.
+    """
+    known = set().union(*map(bound_names, parts))
+    bound = set()
+    for part in parts:
+        if isinstance(part, Definition):
+            check_definition(part, known, bound, where)
+        bound |= bound_names(part)
 
 
 def check_meanings(
@@ -526,8 +618,19 @@ def check_meanings(
             raise BuildError(f"{where}: {name} would be both `{earlier}` and `{meaning}`")
 
 
-def import_cell(source: str, definitions: Sequence[Definition], where: str) -> str:
-    """Returns the `imports` cell's source, sorted: its own and what inlined definitions use.
+def split_imports(text: str) -> tuple[str, str]:
+    """Returns the import statements of own lines, with the comments above them, and the rest."""
+    lines = text.split("\n")
+    taken = set()
+    for node in filter(is_import, ast.parse(text).body):
+        taken.update(range(start_with_comments(node, lines), node.end_lineno))
+    imports = [line for number, line in enumerate(lines) if number in taken]
+    rest = [line for number, line in enumerate(lines) if number not in taken]
+    return "\n".join(imports), "\n".join(rest)
+
+
+def merge_imports(source: str, definitions: Sequence[Definition], where: str) -> str:
+    """Returns own import statements, then those that inlined definitions use; not sorted.
 
     Raises BuildError: a statement that is no absolute import, or a name that would stand for two
     things.
@@ -539,34 +642,215 @@ def import_cell(source: str, definitions: Sequence[Definition], where: str) -> s
         own |= split_import(node)
     merged = own.union(*(one.imports for one in definitions))
     check_meanings(merged, definitions, where)
-    lines = [source, *sorted(merged - own)]
-    text = "\n".join(lines) + "\n"
-    sorted_imports = subprocess.run(
-        SORT_IMPORTS, input=text, encoding="utf-8", capture_output=True, check=True
-    )
-    return sorted_imports.stdout.strip()
+    return "\n".join([source, *sorted(merged - own)]).strip()
+
+
+def run_ruff(options: Sequence[str], source: str, where: str) -> str:
+    """Returns a cell's source as ruff, called with those options, leaves it.
+
+    Raises BuildError: ruff cannot read it.
+    """
+    command = [*RUFF, *options, *RUFF_OPTIONS]
+    result = subprocess.run(command, input=f"{source}\n", encoding="utf-8", capture_output=True)
+    if result.returncode:
+        first_line = result.stderr.partition("\n")[0]
+        raise BuildError(f"{where}: ruff {options[0]}: {first_line}")
+    return result.stdout.strip()
+
+
+def squeeze(source: str) -> str:
+    """Returns a cell's source with one blank line for several, so that a screen holds more.
+
+    Those in strings stay.
+    """
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    ends = (token for token in tokens if token.type == tokenize.NL)
+    blank = {token.start[0] for token in ends if not token.line.strip()}
+    lines = enumerate(source.split("\n"), 1)
+    kept = [line for number, line in lines if number not in blank or number - 1 not in blank]
+    return "\n".join(kept)
+
+
+def first_paragraph(text: cst.BaseString) -> cst.BaseString:
+    """Returns a docstring, cut at its first blank line."""
+    if not isinstance(text, cst.SimpleString) or len(text.quote) == 1:
+        return text  # several literals, or one that has no blank line
+    paragraph = re.split(r"\n\s*\n", text.raw_value.strip())[0].rstrip()
+    # A quote would end the literal too soon, and a backslash would escape its end.
+    space = {text.quote[0]: " ", "\\": "\n"}.get(paragraph[-1:], "")
+    return text.with_changes(value=f"{text.prefix}{text.quote}{paragraph}{space}{text.quote}")
+
+
+class Lean(cst.CSTTransformer):
+    """Makes the source that a notebook shows of a definition: as a reader of it needs it.
+
+    The annotations of functions and of their variables go: the library keeps them. Fields keep
+    theirs, which make a dataclass, and so does a variable without a value. Docstrings are cut to
+    their first paragraph; without `docstrings` they go too, where a body holds more.
+    """
+
+    def __init__(self, *, docstrings: bool) -> None:
+        super().__init__()
+        self.docstrings = docstrings
+        self.around: list[Documented] = []  # the innermost last
+
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> None:
+        self.around.append(node)
+
+    def visit_ClassDef(self, node: cst.ClassDef) -> None:
+        self.around.append(node)
+
+    def leave_FunctionDef(self, old: cst.FunctionDef, new: cst.FunctionDef) -> cst.FunctionDef:
+        self.around.pop()
+        return self.shorten(new.with_changes(returns=None))
+
+    def leave_ClassDef(self, old: cst.ClassDef, new: cst.ClassDef) -> cst.ClassDef:
+        self.around.pop()
+        return self.shorten(new)
+
+    def leave_Param(self, old: cst.Param, new: cst.Param) -> cst.Param:
+        return new.with_changes(annotation=None)
+
+    def leave_AnnAssign(self, old: cst.AnnAssign, new: cst.AnnAssign) -> cst.BaseSmallStatement:
+        in_function = self.around and isinstance(self.around[-1], cst.FunctionDef)
+        if not in_function or new.value is None:
+            return new
+        return cst.Assign(targets=[cst.AssignTarget(new.target)], value=new.value)
+
+    def shorten(self, node: Documented) -> Documented:
+        """Cuts or drops the docstring of a function or a class; the comments above it stay."""
+        if node.get_docstring(clean=False) is None:
+            return node
+        first, *rest = node.body.body
+        in_block = isinstance(first, cst.SimpleStatementLine)  # not in the line of the `def`
+        docstring, *behind = first.body if in_block else node.body.body
+        if self.docstrings or not (rest or behind):
+            shown = docstring.with_changes(value=first_paragraph(docstring.value))
+            return node.deep_replace(docstring, shown)
+        if behind:
+            return node.deep_remove(docstring)
+        above = after_blanks([*first.leading_lines, *rest[0].leading_lines])
+        rest[0] = rest[0].with_changes(leading_lines=above)
+        return node.with_changes(body=node.body.with_changes(body=rest))
+
+
+def after_blanks(lines: Sequence[cst.EmptyLine]) -> list[cst.EmptyLine]:
+    """Returns the lines above a statement from the first comment on."""
+    return list(dropwhile(lambda line: line.comment is None, lines))
+
+
+def lean(source: str, *, docstrings: bool) -> str:
+    """Returns a definition's source as a notebook shows it, see `Lean`; not formatted."""
+    return cst.parse_module(source).visit(Lean(docstrings=docstrings)).code
+
+
+def space_behind(part: Part) -> str:
+    """Returns what follows a part of a cell: nothing between a comment and what it stands above."""
+    ends_in_comment = isinstance(part, str) and part.split("\n")[-1].startswith("#")
+    return "\n" if ends_in_comment else "\n\n\n"
+
+
+def join_parts(parts: Iterable[Part], *, docstrings: bool = True) -> str:
+    """Returns the source of a cell; of what the folded cell inlines without docstrings."""
+    source = ""
+    for part in parts:
+        is_own = isinstance(part, str)
+        source += part.strip() if is_own else lean(part.source, docstrings=docstrings)
+        source += space_behind(part)
+    return source.strip()
+
+
+def setup_source(parts: Sequence[Part], definitions: Sequence[Definition], where: str) -> str:
+    """Returns the source of the folded cell: the title, all imports, sorted, and the rest.
+
+    Raises BuildError: as `merge_imports` and `run_ruff`.
+    """
+    title, _, first = parts[0].partition("\n")
+    imports = []
+    rest = []
+    for part in (first, *parts[1:]):
+        if isinstance(part, str):
+            own, part = split_imports(part)
+            imports.append(own)
+        if isinstance(part, Definition) or part.strip():
+            rest.append(part)
+    merged = merge_imports("\n".join(imports).strip(), definitions, where)
+    head = f"{title}\n{merged}".strip()
+    return run_ruff(SORT_IMPORTS, join_parts([head, *rest], docstrings=False), where)
 
 
 def check_first_cells(cells: Sequence[NotebookNode], where: str) -> None:
-    """Raises BuildError unless the code begins with the imports and then the parameters."""
-    if not cells or cells[0].id != "imports":
-        raise BuildError(f'{where}: the first code cell must be `# %% id="imports"`')
-    if len(cells) < 2 or not tagged(cells[1], "parameters"):
-        raise BuildError(f'{where}: the code cell after "imports" must carry tags=["parameters"]')
+    """Raises BuildError unless the code begins with the parameters and then the folded cell."""
+    names = [cell.id for cell in cells[:2]]
+    if names[:1] != [PARAMETERS] or not tagged(cells[0], PARAMETERS):
+        form = f'`# %% tags=["{PARAMETERS}"] id="{PARAMETERS}"`'
+        raise BuildError(f"{where}: the first code cell must be {form}")
+    if any(map(is_inline, cells[0].source.split("\n"))):
+        problem = f"cell {PARAMETERS!r} comes before the imports"
+        raise BuildError(f"{where}: {problem}: inline in a later cell")
+    if names[1:] != [SETUP]:
+        raise BuildError(f'{where}: the second code cell must be `# %% id="{SETUP}"`')
+    if not cells[1].source.startswith(TITLE):
+        raise BuildError(f"{where}: cell {SETUP!r} must begin with a line `{TITLE}...`")
 
 
-def fold_setup(cells: Iterable[NotebookNode]) -> dict[str, dict]:
-    """Marks the headings "## 준비" as collapsed; returns the notebook's metadata that says so."""
-    folded = []
+def colab_badge(repository: str, name: str) -> str:
+    """Returns the link, as markdown, that opens the notebook `name` in Colab; "" if nowhere."""
+    if not repository:
+        return ""
+    picture = f"![Open In Colab]({COLAB}/assets/colab-badge.svg)"
+    return f"[{picture}]({COLAB}/github/{repository}/blob/main/{name})"
+
+
+def render_badge(source: str, badge: str) -> str:
+    """Puts a badge in its line; without a badge the line goes, and the blank line behind it."""
+    if badge:
+        return re.sub(BADGE_LINE, badge, source, flags=re.MULTILINE)
+    return re.sub(rf"{BADGE_LINE}\n{{0,2}}", "", source, flags=re.MULTILINE).strip()
+
+
+def check_alone(cells: Iterable[NotebookNode], where: str) -> None:
+    """Raises BuildError where a code cell imports transferlab."""
     for cell in cells:
-        if cell.cell_type == "markdown" and cell.source.startswith(SETUP):
-            # Colab needs the id in here, too.
-            cell.metadata |= {"id": cell.id, "jp-MarkdownHeadingCollapsed": True}
-            folded.append(cell.id)
-    return {"colab": {"collapsed_sections": folded}} if folded else {}
+        tree = ast.parse(cell.source)
+        if any(map(imports_package, ast.walk(tree))):
+            problem = f"cell {cell.id!r} imports {PACKAGE}"
+            raise BuildError(f"{where}: {problem}; a notebook stands alone")
 
 
-def assemble(path: Path, library: Library) -> Assembled:
+def render_cell(
+    name: str, parts: Sequence[Part], definitions: Sequence[Definition], where: str
+) -> str:
+    """Returns the source of the code cell `name`; `definitions` are those of the whole notebook.
+
+    Raises BuildError: as `setup_source` and `run_ruff`.
+    """
+    place = f"{where}: cell {name!r}"
+    source = setup_source(parts, definitions, place) if name == SETUP else join_parts(parts)
+    if any(isinstance(part, Definition) for part in parts):
+        source = run_ruff(FORMAT, source, place)
+    return squeeze(source)
+
+
+def render_code(cells: Sequence[NotebookNode], library: Library, where: str) -> None:
+    """Gives code cells the source that they have in the notebook.
+
+    Raises BuildError: the source breaks the contract.
+    """
+    parts = {}
+    for cell in cells:
+        parts[cell.id] = split_cell(cell, library, f"{where}: cell {cell.id!r}")
+    everything = [part for several in parts.values() for part in several]
+    definitions = [part for part in everything if isinstance(part, Definition)]
+    check_inlined_once(definitions, where)
+    check_needs(everything, where)
+    check_alone(cells, where)
+    for cell in cells:
+        cell.source = render_cell(cell.id, parts[cell.id], definitions, where)
+    cells[1].metadata |= copy.deepcopy(FOLDED)
+
+
+def assemble(path: Path, library: Library, repository: str = "") -> NotebookNode:
     """Returns the notebook of a source, without outputs.
 
     Raises BuildError: the source breaks the contract.
@@ -575,97 +859,84 @@ def assemble(path: Path, library: Library) -> Assembled:
     cells = read_source(path)
     code = code_cells(cells)
     check_first_cells(code, where)
-    named = {}
-    for cell in code:
-        named[cell.id] = named_definitions(cell, library, f"{where}: cell {cell.id!r}")
-    definitions = [one for several in named.values() for one in several]
-    check_needs(definitions, where)
-    for cell in code:
-        sources = [one.source for one in named[cell.id]]
-        if sources:
-            cell.source = "\n\n\n".join(sources)
-        tree = ast.parse(cell.source)
-        if any(map(imports_package, ast.walk(tree))):
-            problem = f"cell {cell.id!r} imports {PACKAGE}"
-            raise BuildError(f"{where}: {problem}; a notebook stands alone")
-    imports = code[0]
-    imports.source = import_cell(imports.source, definitions, f"{where}: cell 'imports'")
-    metadata = copy.deepcopy(METADATA) | fold_setup(cells)
+    render_code(code, library, where)
+    badge = colab_badge(repository, f"{path.stem}.ipynb")
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = render_badge(cell.source, badge)
+    metadata = copy.deepcopy(METADATA)
     content = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
-    inlined = frozenset(name for name, several in named.items() if several)
-    return Assembled(notebook=nbformat.from_dict(content), inlined=inlined)
+    return nbformat.from_dict(content)
 
 
 # Limits.
 
 
-def has_docstring(node: ast.AST) -> bool:
-    """Tells whether a node is a function or a class with a docstring.
-
-    A string that begins a cell is no docstring: it is the cell's output.
-    """
-    return isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None
+def count_full(source: str) -> int:
+    """Counts the lines that are not blank: of code, comments and docstrings."""
+    return sum(1 for line in source.split("\n") if line.strip())
 
 
-def code_lines(source: str) -> int:
-    """Counts the lines of code: not blank, not only a comment, not of a docstring."""
-    lines = set()
-    for number, line in enumerate(source.split("\n"), 1):
-        if re.match(r"\s*[^\s#]", line):
-            lines.add(number)
-    for node in filter(has_docstring, ast.walk(ast.parse(source))):
-        docstring = node.body[0]
-        lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
-    return len(lines)
+def visible_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in code_cells(notebook.cells) if cell.id != SETUP]
 
 
-def setup_ids(cells: Iterable[NotebookNode]) -> set[str]:
-    """Returns the ids of the cells of `## 준비`: up to the next heading of its level or higher."""
-    inside = False
-    ids = set()
-    for cell in cells:
-        text = re.sub(r"^(```|~~~).*?^\1", "", cell.source, flags=re.MULTILINE | re.DOTALL)
-        if cell.cell_type == "markdown" and re.search(r"^##?\s", text, flags=re.MULTILINE):
-            inside = cell.source.startswith(SETUP)
-        if inside:
-            ids.add(cell.id)
-    return ids
-
-
-def count_lines(assembled: Assembled) -> Counts:
-    """Counts the lines of code of a notebook."""
-    cells = assembled.notebook.cells
-    lines = {cell.id: code_lines(cell.source) for cell in code_cells(cells)}
-    outside = assembled.inlined - setup_ids(cells)
+def count_lines(notebook: NotebookNode) -> Counts:
+    """Counts the cells of a notebook and the lines of its code."""
+    folded = [cell for cell in code_cells(notebook.cells) if cell.id == SETUP]
     return Counts(
-        inlined=sum(lines[name] for name in assembled.inlined),
-        outside=sum(lines[name] for name in outside),
-        cells=lines,
+        cells=len(notebook.cells),
+        folded=sum(count_full(cell.source) for cell in folded),
+        visible={cell.id: count_full(cell.source) for cell in visible_cells(notebook)},
     )
 
 
-def largest_cells(lines: dict[str, int], names: Iterable[str]) -> str:
+def shows_figure(source: str) -> bool:
+    """Tells whether a cell calls `plt.show()`, not only defines a function that does."""
+    for statement in ast.parse(source).body:
+        if isinstance(statement, DOCUMENTED):
+            continue
+        calls = (node for node in ast.walk(statement) if isinstance(node, ast.Call))
+        if any(ast.unparse(call.func) == "plt.show" for call in calls):
+            return True
+    return False
+
+
+def largest_cells(lines: dict[str, int]) -> str:
     """Names the five largest of some cells, with their lines."""
-    by_size = sorted(names, key=lambda name: (-lines[name], name))
+    by_size = sorted(lines, key=lambda name: (-lines[name], name))
     return ", ".join(f"{name} {lines[name]}" for name in by_size[:5])
 
 
-def check_limits(assembled: Assembled, limits: Limits, where: str) -> None:
-    """Raises BuildError where a notebook or a cell holds more code than a reader can take in."""
-    counts = count_lines(assembled)
-    for name, count in counts.cells.items():
+def find_excess(notebook: NotebookNode, limits: Limits) -> Iterator[str]:
+    """Yields what of a notebook is more than a reader can take in."""
+    counts = count_lines(notebook)
+    if counts.cells > limits.cells:
+        yield f"{counts.cells} cells, at most {limits.cells}"
+    visible = sum(counts.visible.values())
+    if visible > limits.visible:
+        largest = largest_cells(counts.visible)
+        yield f"{visible} visible lines, at most {limits.visible} (largest cells: {largest})"
+    if counts.folded > limits.folded:
+        yield f"{counts.folded} folded lines, at most {limits.folded}"
+    for name, count in counts.visible.items():
         if count > limits.cell:
-            problem = f"cell {name!r} has {count} lines of code"
-            raise BuildError(f"{where}: {problem}, at most {limits.cell} are allowed")
-    problem = ""
-    if counts.inlined > limits.inlined:
-        problem = f"{counts.inlined} inlined lines of code, at most {limits.inlined}"
-    elif counts.outside > limits.outside:
-        lines = f'{counts.outside} inlined lines of code outside "{SETUP}"'
-        problem = f"{lines}, at most {limits.outside}"
-    if problem:
-        cells = largest_cells(counts.cells, assembled.inlined)
-        raise BuildError(f"{where}: {problem}; largest cells: {cells}")
+            yield f"cell {name!r} has {count} lines, at most {limits.cell}"
+    for cell in visible_cells(notebook):
+        width = max(map(len, cell.source.split("\n")))
+        if width > limits.width:
+            yield f"cell {cell.id!r} has a line of {width} characters, at most {limits.width}"
+
+
+def check_limits(notebook: NotebookNode, limits: Limits, where: str) -> None:
+    """Raises BuildError where a notebook is too large, or its first figure comes too late."""
+    problems = list(find_excess(notebook, limits))
+    first = visible_cells(notebook)[: limits.figure]
+    if not any(shows_figure(cell.source) for cell in first):
+        names = ", ".join(cell.id for cell in first)
+        problems.append(f"no `plt.show()` in the first {limits.figure} visible cells ({names})")
+    if problems:
+        raise BuildError(f"{where}: {'; '.join(problems)}")
 
 
 # Outputs.
@@ -809,15 +1080,30 @@ def read_notebook(path: Path) -> NotebookNode:
         raise BuildError(f"{path.name} cannot be read ({reason[:100]}); {remedy}") from None
 
 
-def build(source: Path, library: Library, target: Path, limits: Limits) -> Built:
+def read_repository(path: Path) -> str:
+    """Returns OWNER/REPO of this project on GitHub, or "" where pyproject.toml names none.
+
+    Raises BuildError: what it names has another form.
+    """
+    if not path.exists():
+        return ""
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    repository = tables.get("tool", {}).get(PACKAGE, {}).get("repository", "")
+    if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        place = f"{path.name}: [tool.{PACKAGE}] repository"
+        raise BuildError(f"{place} must be OWNER/REPO, not {repository!r}")
+    return repository
+
+
+def build(source: Path, library: Library, target: Path, limits: Limits, repository: str) -> Built:
     """Returns the notebook of `source`, with the outputs kept of `target`.
 
     Raises BuildError: the source breaks the contract, or what is at `target` cannot be read.
     """
-    assembled = assemble(source, library)
-    check_limits(assembled, limits, short(source))
-    carried = carry_outputs(assembled.notebook, read_notebook(target))
-    return Built(target=target, notebook=assembled.notebook, carried=carried)
+    notebook = assemble(source, library, repository)
+    check_limits(notebook, limits, short(source))
+    carried = carry_outputs(notebook, read_notebook(target))
+    return Built(target=target, notebook=notebook, carried=carried)
 
 
 def write_text(notebook: NotebookNode) -> str:
@@ -862,13 +1148,16 @@ def write(built: Built) -> None:
 
 
 def print_counts(sources: Iterable[Path], library: Library, limits: Limits) -> None:
-    print(f"{'lines of code':40} {'inlined':>8} {'open':>6} {'largest cell':>14}")
-    print(f"{'at most':40} {limits.inlined:8} {limits.outside:6} {limits.cell:14}")
+    header = f"{'cells':>6} {'visible':>8} {'folded':>8} {'largest':>8}"
+    print(f"{'lines that are not blank':40} {header}")
+    most = f"{limits.cells:6} {limits.visible:8} {limits.folded:8} {limits.cell:8}"
+    print(f"{'at most':40} {most}")
     for source in sources:
         counts = count_lines(assemble(source, library))
-        largest = max(counts.cells, key=counts.cells.get)
-        lines = f"{counts.inlined:8} {counts.outside:6} {counts.cells[largest]:14}"
-        print(f"{source.stem:40} {lines}  ({largest})")
+        visible = sum(counts.visible.values())
+        largest = max(counts.visible, key=counts.visible.get)
+        lines = f"{visible:8} {counts.folded:8} {counts.visible[largest]:8}"
+        print(f"{source.stem:40} {counts.cells:6} {lines}  ({largest})")
 
 
 def run(options: argparse.Namespace, limits: Limits) -> int:
@@ -878,10 +1167,11 @@ def run(options: argparse.Namespace, limits: Limits) -> int:
     if options.count:
         print_counts(sources, library, limits)
         return 0
+    repository = read_repository(options.root / "pyproject.toml")
     notebooks = []
     for source in sources:
         target = options.root / f"{source.stem}.ipynb"
-        notebooks.append(build(source, library, target, limits))
+        notebooks.append(build(source, library, target, limits, repository))
     if not options.check and not options.check_outputs:
         for built in notebooks:
             write(built)
@@ -900,7 +1190,7 @@ def main(arguments: Sequence[str] | None = None, *, limits: Limits = LIMITS) -> 
     checks = {
         "--check": "exit 1 where a notebook is stale",
         "--check-outputs": "exit 1 where outputs are missing",
-        "--count": "print the lines of code",
+        "--count": "print the sizes",
     }
     for option, what in checks.items():
         parser.add_argument(option, action="store_true", help=f"write nothing; {what}")

@@ -17,13 +17,22 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from build_notebooks import read_notebook, store_outputs, tagged, write_text
 from nbformat import NotebookNode
 
 from transferlab.artifacts import new_stamp, prepare_out_dir
-from transferlab.commands.run import NOTEBOOKS, Notebook, find_data, list_outputs, run_notebook
+from transferlab.commands.run import (
+    NOTEBOOKS,
+    Notebook,
+    find_data,
+    list_outputs,
+    run_notebook,
+    summarise,
+    weight_parameters,
+)
 from transferlab.errors import UserError
 from transferlab.pretrained import check_weights_place
 from transferlab.published import read_record
@@ -39,8 +48,11 @@ MADE_FROM = {"enough_views": "views"}  # benchmarks that measure nothing, and wh
 Named = dict[str, list[Path]]  # by notebook or benchmark: the files that it wrote
 
 
-def draw_pictures(one: Notebook, source: Path, folder: Path) -> NotebookNode:
-    """Executes a notebook up to its last `shows-images` cell on drawn pictures, in `folder`.
+def draw_pictures(
+    one: Notebook, source: Path, folder: Path, weights: dict[str, Any]
+) -> NotebookNode:
+    """Executes a notebook up to its last `shows-images` cell on drawn pictures, in `folder`, with
+    the weights that those parameters name.
 
     Raises:
         UserError: pictures like its dataset's cannot be drawn; a cell fails.
@@ -55,12 +67,12 @@ def draw_pictures(one: Notebook, source: Path, folder: Path) -> NotebookNode:
     nbformat.write(notebook, short)
     data = dataset.draw(folder / f"synthetic_{dataset.name}")
     copy = folder / f"pictures_{one.number}.ipynb"
-    parameters = {"data_dir": str(data), "out_dir": str(folder), "weights": "none"}
-    run_notebook(short, copy, parameters)
+    parameters = {"data_dir": str(data.resolve()), "out_dir": str(folder)}
+    run_notebook(short, copy, parameters | weights)
     return nbformat.read(copy, as_version=4)
 
 
-def publish_notebook(number: str, data: str, weights: str, cache_dir: str) -> list[Path]:
+def publish_notebook(number: str, data: str, weights: str) -> list[Path]:
     """Executes one notebook at the study's settings and stores its outputs in place.
 
     Returns the files that it wrote, sorted.
@@ -71,15 +83,12 @@ def publish_notebook(number: str, data: str, weights: str, cache_dir: str) -> li
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         folder = find_data(one.dataset, data, ROOT / "data")
-        parameters = {
-            "data_dir": str(folder.resolve()),
-            "weights": weights,
-            "out_dir": str(ROOT),
-            "cache_dir": cache_dir,
-        }
+        gathered = weight_parameters(one, weights, scratch / "weights")
+        parameters = {"data_dir": str(folder.resolve()), "out_dir": str(ROOT)} | gathered
         copy = scratch / f"executed_{number}.ipynb"
         run_notebook(target, copy, parameters)
-        pictures = draw_pictures(one, target, prepare_out_dir(scratch / "pictures"))
+        summarise(one, list_outputs(ROOT) - before, parameters)
+        pictures = draw_pictures(one, target, prepare_out_dir(scratch / "pictures"), gathered)
         executed = nbformat.read(copy, as_version=4)
         stored = store_outputs(read_notebook(target), executed, pictures)
         target.write_text(write_text(stored), encoding="utf-8", newline="\n")
@@ -200,7 +209,7 @@ def publish(options: argparse.Namespace) -> Iterator[tuple[str, list[Path]]]:
     weights = check_weights_place(options.weights)
     numbers = [options.only] if options.only else NOTEBOOKS
     for number in numbers:
-        yield number, publish_notebook(number, options.data, weights, options.cache_dir)
+        yield number, publish_notebook(number, options.data, weights)
 
 
 def replace_files(files: Named, number: str, new: list[Path]) -> None:
@@ -219,11 +228,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data", default="")
     parser.add_argument("--weights", default="")
     parser.add_argument("--only", default="", choices=("", *NOTEBOOKS))
-    parser.add_argument(
-        "--cache-dir",
-        default="",
-        help="an empty folder that keeps the features, to measure the exercises with",
-    )
     parser.add_argument("--benchmark", default="", metavar="NAME_STAMP")
     return parser.parse_args()
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.optim.swa_utils import update_bn
 
-from .errors import UserError
+from .errors import UserError, WeightsError
 from .pretrained import (
     BACKBONES,
     WeightsInfo,
@@ -58,17 +58,17 @@ def classifier_name(model: nn.Module) -> str:
     raise UserError(f"this model has several classifiers {name}: {advice}")
 
 
-def load_all(model: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Loads `state`, read from `path`, into the model: all of it, or an error that names the keys.
+def load_strictly(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Loads all tensors into a timm model, its classifier made as large as theirs -> model.
 
     Raises:
-        UserError: keys are missing, unknown or of another shape.
+        RuntimeError: keys are missing, unknown or of another shape.
     """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:600]
-        raise UserError(f"weights file {path} does not fit: {reason}") from error
+    classifier = state.get(f"{model.pretrained_cfg['classifier']}.weight")
+    if classifier is not None and len(classifier) != model.num_classes:
+        model.reset_classifier(len(classifier))
+    model.load_state_dict(state)
+    return model
 
 
 def build_from_state(timm_name: str, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
@@ -76,14 +76,14 @@ def build_from_state(timm_name: str, state: dict[str, torch.Tensor], path: str |
     loads all of them or nothing.
 
     Raises:
-        UserError: as `build_model` and `load_all`.
+        UserError: as `build_model`; keys are missing, unknown or of another shape.
     """
     model = build_model(timm_name)
-    classifier = state.get(f"{classifier_name(model)}.weight")
-    if classifier is not None and model.num_classes != len(classifier):
-        model.reset_classifier(len(classifier))
-    load_all(model, state, path)
-    return model
+    try:
+        return load_strictly(model, state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:600]
+        raise WeightsError(f"weights file {path} does not fit: {reason}") from error
 
 
 def build_random(timm_name: str) -> nn.Module:
@@ -137,18 +137,13 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Weight
 
 
 def normalize(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Turns uint8 images [N, 3, H, W] into the float input that a timm model was trained on (its
-    own mean and std)."""
-    config = model.pretrained_cfg
-    mean = torch.tensor(config["mean"], device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(config["std"], device=images.device).view(1, 3, 1, 1)
-    scaled = images.float() / 255
-    return (scaled - mean) / std
+    """Uint8 images [N, 3, H, W] as the float input that a timm model was trained on."""
+    known = [model.pretrained_cfg[name] for name in ("mean", "std")]
+    mean, std = torch.tensor(known, device=images.device).view(2, 1, 3, 1, 1)
+    return (images / 255 - mean) / std
 
 
-def estimate_batchnorm(
-    model: nn.Module, batches: Iterable[torch.Tensor], *, device: torch.device
-) -> None:
+def estimate_batchnorm(model: nn.Module, batches: Iterable[torch.Tensor], *, device: str) -> None:
     """Estimates a randomly initialised model's BatchNorm statistics on clean images.
 
     `batches` of uint8 [n, 3, H, W] come one at a time and count the same each; no label is seen.
@@ -161,23 +156,14 @@ def estimate_batchnorm(
 
 
 def make_head(
-    in_features: int,
-    num_classes: int,
-    *,
-    hidden: int = 512,
-    dropout: float = 0.5,
-    seed: int = 0,
+    in_features: int, num_classes: int, *, hidden: int = 512, dropout: float = 0.5, seed: int = 0
 ) -> nn.Sequential:
-    """The study's head: Linear(D, 512) - ReLU - Dropout(0.5) - Linear(512, C), initialised under
-    `seed`."""
+    """The study's head; the same seed gives the same one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(in_features, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, num_classes),
-        )
+        first = nn.Linear(in_features, hidden)
+        last = nn.Linear(hidden, num_classes)
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), last)
 
 
 def set_head(model: nn.Module, head: nn.Sequential) -> nn.Module:
@@ -201,17 +187,15 @@ def set_head(model: nn.Module, head: nn.Sequential) -> nn.Module:
 
 
 class FrozenFeatures(nn.Module):
-    """Everything of a timm model up to its pooled features: uint8 [N, 3, H, W] -> [N, D];
-    normalisation included."""
+    """A timm model up to its pooled features: uint8 [N, 3, H, W] -> [N, D]; it normalises first."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.model = copy_sharing_tensors(model)
-        self.model.set_submodule(classifier_name(model), nn.Identity())
+        self.body = body  # without a classifier
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.model.forward_features(normalize(self.model, images))
-        return self.model.forward_head(maps, pre_logits=True)
+        maps = self.body.forward_features(normalize(self.body, images))
+        return self.body.forward_head(maps, pre_logits=True)
 
 
 class Normalized(nn.Module):
@@ -377,7 +361,9 @@ def split_features(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Cuts a model behind its pooled features -> (lower, upper), as `split_at` does at the cut
     "features"."""
     model.to(memory_format=torch.channels_last)
-    lower = FrozenFeatures(model)
+    body = copy_sharing_tensors(model)
+    body.set_submodule(classifier_name(model), nn.Identity())
+    lower = FrozenFeatures(body)
     upper = model.get_submodule(classifier_name(model))
     return lower.eval().requires_grad_(False), upper.requires_grad_(True)
 

@@ -1,24 +1,23 @@
 """From a folder to an ImageSet: find it, decode every image once, check it, split it."""
 
 import hashlib
-import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 
-from .errors import UserError
+from .errors import DataError, UserError
 
 SPLITS = ("train", "val")
-# "imageNotFound.gif" in the tutorial's train/ants, by its bytes, wherever it has been copied to.
-PLACEHOLDER_SHA256 = "6b4966252973c581b521f804453c6a0649ea6a2ce7e3e5c7deeb7d80623de231"
-# So much of a folder stays decoded: the study's faces take 0.1 GB, its ants and bees 0.2 GB.
-DECODED_BYTES = 500_000_000
+PLACEHOLDER = "6b4966252973c581b521f804453c6a0649ea6a2ce7e3e5c7deeb7d80623de231"  # "not found"
+MAX_SIDE = 2600  # longer pictures shrink as they are read; the study's longest has 2,592 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,50 +28,12 @@ class Rejected:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageFile:
-    """An image that is decoded anew whenever it is asked for."""
-
-    path: Path
-    digest: bytes  # SHA-256 of the file when it was loaded
-
-
-class DecodedImages:
-    """A folder's images, uint8 [3, H, W] each: the first `room` bytes of them stay decoded, later
-    ones are read when asked for."""
-
-    def __init__(self, room: int = DECODED_BYTES) -> None:
-        self._room = room
-        self._items: list[torch.Tensor | ImageFile] = []
-
-    def add(self, image: torch.Tensor, file: ImageFile) -> None:
-        """Appends an image, decoded where there is room."""
-        self._room -= image.nbytes
-        self._items.append(image if self._room >= 0 else file)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for index in range(len(self)):
-            yield self[index]
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        item = self._items[index]
-        if isinstance(item, torch.Tensor):
-            return item
-        image, digest = read_image(item.path)
-        if digest != item.digest:
-            raise UserError(f"{item.path} has changed since it was loaded: load the images again")
-        return image
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
     """The decoded images of one folder, N of them in C classes."""
 
-    images: DecodedImages  # N of uint8 [3, H, W]
-    labels: torch.Tensor  # int64 [N]
+    images: Sequence[Tensor]  # N of uint8 [3, H, W]
+    labels: Tensor  # int64 [N]
     paths: tuple[str, ...]  # N, relative to the folder
     classes: tuple[str, ...]  # C, sorted
     split: tuple[str, ...] | None  # "train" or "val" for each image; None where it came unsplit
@@ -86,9 +47,15 @@ class ImageSet:
 class Fold:
     """One split of a set of images, as int64 indices."""
 
-    train: torch.Tensor
-    val: torch.Tensor  # chooses the epoch
-    test: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    train: Tensor
+    val: Tensor  # chooses the epoch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeldOutFold(Fold):
+    """A split of cross-validation, whose test images decide nothing."""
+
+    test: Tensor
     repeat: int = 0
     number: int = 0  # within its repeat
 
@@ -97,14 +64,14 @@ class Fold:
 class Folds:
     """Repeated cross-validation: the same folds for every model."""
 
-    folds: tuple[Fold, ...]  # repeat by repeat
+    folds: tuple[HeldOutFold, ...]  # repeat by repeat
     k: int  # folds in a repeat
     repeats: int
 
     def __len__(self) -> int:
         return len(self.folds)
 
-    def __iter__(self) -> Iterator[Fold]:
+    def __iter__(self) -> Iterator[HeldOutFold]:
         return iter(self.folds)
 
     @property
@@ -121,319 +88,184 @@ class Folds:
 
 
 def sub_folders(folder: Path) -> list[Path]:
-    """Lists the folders inside `folder`, sorted, without hidden ones and archive leftovers such as
-    __MACOSX."""
+    """The folders inside, sorted, without hidden ones and archive leftovers such as __MACOSX."""
     children = sorted(child for child in folder.iterdir() if child.is_dir())
     return [child for child in children if not child.name.startswith((".", "__"))]
 
 
-def holds_files(folder: Path) -> bool:
-    """Whether a file lies in `folder` that is not hidden."""
-    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return any(entry.is_file() for entry in visible)
+def class_folders(folder: Path) -> dict[str, list[Path]]:
+    """{"train": class folders, "val": ...}, or {"": ...} where images came unsplit, or {}."""
+    children = {child.name: child for child in sub_folders(folder)}
+    if children.keys() >= set(SPLITS):
+        return {part: sub_folders(children[part]) for part in SPLITS}
+    filled = [child for child in children.values() if any(map(Path.is_file, child.glob("[!.]*")))]
+    has_class = any(not class_folders(child) for child in filled)  # not a dataset with its README
+    return {"": [*children.values()]} if has_class else {}
 
 
-def folder_layout(folder: Path) -> str | None:
-    """Says how `folder` holds images: "split" (train/ and val/ with class folders), "classes", or
-    None.
+def find_image_folder(root: str | Path) -> Path:
+    """The image folder in `root`: itself, or one or two folders deeper, as archives are packed.
 
-    A sub-folder that is an image folder itself is no class, though a README may lie in it.
+    Raises:
+        DataError: `root` is missing or no folder, holds no image folder, or several.
     """
-    children = sub_folders(folder)
-    names = {child.name for child in children}
-    if names.issuperset(SPLITS):
-        return "split"
-    candidates = [child for child in children if not folder_layout(child)]
-    return "classes" if any(holds_files(child) for child in candidates) else None
-
-
-def image_folders_by_depth(root: Path) -> list[list[Path]]:
-    """The image folders that are `root`, lie in it, or one folder deeper -> three lists."""
-    folders = [root]
-    levels = []
+    level = [Path(root).expanduser()] if Path(root).expanduser().is_dir() else []
     for _ in range(3):
-        levels.append([folder for folder in folders if folder_layout(folder)])
-        children = [child for folder in folders for child in sub_folders(folder)]
-        folders = [child for child in children if not child.name.endswith("_extra")]
-    return levels
+        found = [folder for folder in level if class_folders(folder)]
+        if len(found) > 1:
+            raise DataError(f"{root} holds several image folders: {[*map(str, found)]}; name one")
+        if found:
+            return found[0]
+        level = [child for folder in level for child in sub_folders(folder)]
+    raise DataError(f"{root} holds no images: expected CLASS/* or train/CLASS/* and val/CLASS/*")
 
 
-def find_image_folder(root: str | Path, prefer: str = "") -> Path:
-    """Finds the image folder in `root`: itself, or one or two folders deeper, as archives are
-    packed.
+def find_dataset(root: str | Path, name: str = "") -> Path:
+    """The image folder in `root`; of several the one of that name, though it may lie deeper.
 
-    A folder named `prefer` comes first; folders that end in "_extra" are never chosen by search.
-
-    Raises:
-        UserError: `root` is missing or no folder, holds no image folder, or several of which none
-            is named `prefer`.
-    """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        advice = "give a folder with one sub-folder for each class"
-        raise UserError(f"there is no image folder {root}: {advice}")
-    levels = image_folders_by_depth(root)
-    for folder in [folder for level in levels for folder in level]:
-        if folder.name == prefer:
-            return folder
-    found = next((level for level in levels if level), [])
-    if not found:
-        name = root.name
-        expected = f"expected {name}/CLASS/* or {name}/train/CLASS/* and {name}/val/CLASS/*"
-        raise UserError(f"{root} holds no images: {expected}")
-    if len(found) > 1:
-        names = [str(folder.relative_to(root)) for folder in found]
-        raise UserError(f"{root} holds several image folders, name one of {names}")
-    return found[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassFolder:
-    """A folder of one class's images."""
-
-    path: Path
-    split: str | None  # "train" or "val"; None where the images are not split
-
-
-def check_class_names(folder: Path, names: set[str]) -> None:
-    """Makes sure that folders can be classes.
+    Searched as `find_image_folder` does; folders that end in "_extra" are never chosen by search.
 
     Raises:
-        UserError: there are fewer than two, or a name is no text.
+        DataError: as `find_image_folder`.
     """
-    if not all(name.isprintable() for name in names):
-        listed = ascii(sorted(names))
-        advice = "class folders with names that are no text"
-        raise UserError(f"{folder}: {advice}: {listed}; rename them")
-    if len(names) < 2:
-        advice = "classification needs two classes or more, each in a folder of its own"
-        raise UserError(f"{folder}: {advice}; found: {sorted(names)}")
-
-
-def class_folders(folder: Path) -> list[ClassFolder]:
-    """The class folders of an image folder, sorted by split and class.
-
-    Raises:
-        UserError: train/ and val/ hold different classes, or names are not fit for classes.
-    """
-    if folder_layout(folder) != "split":
-        children = sub_folders(folder)
-        check_class_names(folder, {child.name for child in children})
-        return [ClassFolder(path=child, split=None) for child in children]
-    by_split = {part: sub_folders(folder / part) for part in SPLITS}
-    train, val = ({child.name for child in found} for found in by_split.values())
-    if train != val:
-        only = f"only in train: {sorted(train - val)}; only in val: {sorted(val - train)}"
-        raise UserError(f"{folder}: train/ and val/ hold different classes ({only})")
-    check_class_names(folder, train)
-    listed = []
-    for part, found in by_split.items():
-        listed += [ClassFolder(path=child, split=part) for child in found]
-    return listed
+    place = Path(root).expanduser()
+    level = [place] if place.is_dir() else []
+    found = []  # image folders, level by level
+    for _ in range(3):
+        found.append([folder for folder in level if class_folders(folder)])
+        children = [child for folder in level for child in sub_folders(folder)]
+        level = [child for child in children if not child.name.endswith("_extra")]
+    named = [[folder for folder in folders if folder.name == name] for folders in found]
+    nearest = next((folders for folders in named + found if folders), [])
+    if not nearest:
+        raise DataError(f"{root} holds no images in folders CLASS/* or train/CLASS/*, val/CLASS/*")
+    if len(nearest) > 1:
+        raise DataError(f"{root} holds several image folders: {[*map(str, nearest)]}; name one")
+    return nearest[0]
 
 
 # ---- decode ----------------------------------------------------------------------------------
 
 
-def has_transparency(image: Image.Image) -> bool:
-    """Whether a Pillow image is transparent in places."""
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turns a Pillow image of any mode into 8-bit RGB: 16-bit scaled, transparency on white."""
-    deep = image.mode.startswith(("I", "F"))
-    pixels = np.asarray(image) if deep else np.zeros(1)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("32-bit pixels, whose range is unknown: save as 8 or 16 bit")
-    if image.mode.startswith("I;16") or pixels.max() > 255:
-        scaled = (pixels.astype(np.float32) / 257).round()  # 65535 -> 255
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if has_transparency(image):
+    """A Pillow image of any mode as 8-bit RGB: 16 bits scaled, transparency on white."""
+    if image.mode[0] in "IF":
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("32-bit pixels, whose range is unknown: save as 8 or 16 bit")
+        deep = image.mode.startswith("I;16") or pixels.max() > 255
+        image = Image.fromarray((pixels / (257 if deep else 1)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def decode_image(data: bytes) -> torch.Tensor:
-    """Decodes an image file's bytes to uint8 RGB [3, H, W]: EXIF orientation honoured; of an
-    animation the first frame.
+def read_image(path: Path) -> tuple[Tensor, bytes]:
+    """One file -> (uint8 RGB [3, H, W], SHA-256 of its bytes): upright, its first frame.
 
     Raises:
-        ValueError: the bytes are no image, a damaged one, or a placeholder; the message is the
-            reason.
+        UserError: it cannot be read; the message is the reason.
     """
-    if hashlib.sha256(data).hexdigest() == PLACEHOLDER_SHA256:
-        raise ValueError('placeholder ("image not found"), not a picture of the class')
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.array(to_rgb(upright))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image" if data else "empty file") from error
+        digest = hashlib.sha256(path.read_bytes())
+        if digest.hexdigest() == PLACEHOLDER or re.match("image.?not.?found$", path.stem, re.I):
+            raise ValueError('placeholder ("image not found"), not a picture of the class')
+        with Image.open(path) as opened:
+            image = to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow's decoders raise many kinds; each becomes a listed reason
-        raise ValueError(f"cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def read_image(path: Path) -> tuple[torch.Tensor, bytes]:
-    """Reads one file: (uint8 RGB [3, H, W], SHA-256 digest of its bytes).
-
-    Raises:
-        ValueError, OSError: the file is left out; the message is the reason.
-    """
-    if re.fullmatch(r"image[-_ ]?not[-_ ]?found", path.stem, re.IGNORECASE):
-        raise ValueError('placeholder by its name ("image not found")')
-    data = path.read_bytes()
-    return decode_image(data), hashlib.sha256(data).digest()
+        reason = getattr(error, "strerror", None) or str(error).replace(str(path), "it")
+        raise UserError(" ".join(reason.split())) from error
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), digest.digest()
 
 
 def printable_path(path: Path, folder: Path) -> str:
     """A path relative to `folder`, with what no text holds written as escapes."""
-    relative = path.relative_to(folder).as_posix()
-    return relative.encode(errors="backslashreplace").decode()
-
-
-def describe_failure(error: Exception) -> str:
-    """Why a file was left out, on one line."""
-    reason = getattr(error, "strerror", None) or error
-    return " ".join(str(reason).split())
-
-
-class ImageLoader:
-    """Collects the images of one folder, class by class."""
-
-    def __init__(self, folder: Path, classes: Sequence[str], decoded_bytes: int) -> None:
-        self.folder = folder
-        self.classes = tuple(classes)
-        self.images = DecodedImages(decoded_bytes)
-        self.labels: list[int] = []
-        self.paths: list[str] = []
-        self.split: list[str] = []
-        self.rejected: list[Rejected] = []
-        self.digest = hashlib.sha256("\0".join(classes).encode())
-
-    def add_file(self, path: Path, one: ClassFolder) -> None:
-        """Decodes one file, or lists why it was left out."""
-        relative = printable_path(path, self.folder)
-        try:
-            image, file_hash = read_image(path)
-        except (OSError, ValueError) as error:
-            self.rejected.append(Rejected(path=relative, reason=describe_failure(error)))
-            return
-        self.images.add(image, ImageFile(path=path, digest=file_hash))
-        self.labels.append(self.classes.index(one.path.name))
-        self.paths.append(relative)
-        if one.split:
-            self.split.append(one.split)
-        self.digest.update(f"\0{relative}\0".encode())
-        self.digest.update(file_hash)
-
-    def add_class(self, one: ClassFolder) -> None:
-        """Decodes the files of a class folder.
-
-        Raises:
-            UserError: none of them can be read.
-        """
-        loaded = len(self.labels)
-        left_out = len(self.rejected)
-        for path in sorted(one.path.iterdir()):
-            self.add_file(path, one)
-        if len(self.labels) == loaded:
-            refused = self.rejected[left_out:]
-            last = f"{refused[-1].path}: {refused[-1].reason}" if refused else "the folder is empty"
-            name = one.path.name
-            raise UserError(f"class {name}: no image can be read in {one.path} ({last})")
-
-    def image_set(self) -> ImageSet:
-        """What has been collected."""
-        return ImageSet(
-            images=self.images,
-            labels=torch.tensor(self.labels),
-            paths=tuple(self.paths),
-            classes=self.classes,
-            split=tuple(self.split) or None,
-            rejected=tuple(self.rejected),
-            digest=self.digest.hexdigest(),
-            name=self.folder.resolve().name,
-            synthetic=(self.folder / "SYNTHETIC").is_file(),
-        )
+    return path.relative_to(folder).as_posix().encode(errors="backslashreplace").decode()
 
 
 def load_images(
-    folder: str | Path, prefer: str = "", *, decoded_bytes: int = DECODED_BYTES
+    folder: str | Path, keep: Callable[[Path, Tensor, bytes], Any] | None = None
 ) -> ImageSet:
-    """Decodes every image of a folder once -> ImageSet; what was left out is listed with its
-    reason.
+    """Decodes every image of a folder once; what is left out is listed with its reason.
 
-    `folder` is searched as `find_image_folder` says. Where the images take more than
-    `decoded_bytes`, those beyond are decoded anew for each view.
+    `keep(path, image, digest)` makes what stays of an image; by default the image.
 
     Raises:
-        UserError: no image folder, fewer than two classes, a class (of a split) without an image
-            that can be read.
+        DataError: as `find_image_folder`; fewer than two classes, or others in train/ than in
+            val/; a class (of a split) without an image that can be read.
     """
-    folder = find_image_folder(folder, prefer)
+    folder = find_image_folder(folder)
     listed = class_folders(folder)
-    classes = sorted({one.path.name for one in listed})
-    loader = ImageLoader(folder, classes, decoded_bytes)
-    for one in listed:
-        loader.add_class(one)
-    return loader.image_set()
+    names = {part: [child.name for child in children] for part, children in listed.items()}
+    classes = min(names.values())
+    if len(classes) < 2 or max(names.values()) != classes or not "".join(classes).isprintable():
+        raise DataError(f"{folder}: needs two or more classes, printable, same in both: {names!a}")
+    images: list[Any] = []
+    found: list[tuple[str, int, str]] = []
+    rejected: list[Rejected] = []
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for part, child in [(part, child) for part, children in listed.items() for child in children]:
+        before = len(found), len(rejected)
+        for path in sorted(child.iterdir()):
+            name = printable_path(path, folder)
+            try:
+                image, file_digest = read_image(path)
+            except UserError as error:
+                rejected.append(Rejected(path=name, reason=str(error)))
+                continue
+            images.append(keep(path, image, file_digest) if keep else image)
+            found.append((name, classes.index(child.name), part))
+            digest.update(f"\0{name}\0".encode() + file_digest)
+        if len(found) == before[0]:
+            raise DataError(f"{child}: no image can be read {rejected[before[1] :][:1]}: add some")
+    paths, labels, split = zip(*found)
+    told: dict[str, Any] = {"classes": tuple(classes), "rejected": tuple(rejected)}
+    told |= {"paths": paths, "split": split if split[0] else None, "digest": digest.hexdigest()}
+    told |= {"name": folder.resolve().name, "synthetic": (folder / "SYNTHETIC").is_file()}
+    return ImageSet(images=images, labels=torch.tensor(labels), **told)
 
 
 # ---- split -----------------------------------------------------------------------------------
 
 
-def split_indices(
-    labels: torch.Tensor,
-    *,
-    val_size: float,
-    seed: int,
-    classes: Sequence[str] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Splits stratified and seeded: (train, val) int64 index tensors; `int(val_size * N)` images
-    go to validation.
+def split_indices(labels: Tensor, *, val_size: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits stratified and seeded: (train, val) indices; `int(val_size * N)` images go to val.
 
     The study's 455 faces with `val_size=0.35` give its 296/159.
 
     Raises:
-        UserError: a class is too small to have an image in both parts; a seed that scikit-learn
-            does not take.
+        DataError: a class of one image; a seed that scikit-learn does not take.
     """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}: give a whole number from 0 to {2**32 - 1}")
-    n_val = int(val_size * len(labels))
-    everything = range(len(labels))
+    options = {"test_size": int(val_size * len(labels)), "random_state": seed}
     try:
-        parts = train_test_split(everything, test_size=n_val, stratify=labels, random_state=seed)
-    except ValueError:  # scikit-learn's word for too small
-        parts = [[], []]
-    train, val = (torch.tensor(sorted(part), dtype=torch.int64) for part in parts)
-    counts = torch.bincount(labels).tolist()
-    seen = [len(labels[part].unique()) for part in (train, val)]
-    if min(seen) < len(counts):
-        fewest = min(counts)
-        smallest = counts.index(fewest)
-        name = classes[smallest] if classes else smallest
-        advice = f"class {name} has {fewest}, and every class needs images in both: add images"
-        wanted = f"{len(labels)} images, {n_val} of them to validation"
-        raise UserError(f"cannot split {wanted}: {advice}")
+        parts = train_test_split(range(len(labels)), stratify=labels, **options)
+    except ValueError as error:
+        raise DataError(f"cannot split {len(labels)} images ({options}): {error}") from None
+    train, val = (torch.tensor(sorted(part)) for part in parts)
     return train, val
 
 
-def split_images(image_set: ImageSet, *, val_size: float, seed: int) -> Fold:
+def split_images(image_set: ImageSet, *, val_size: float = 0.35, seed: int) -> Fold:
     """Splits an ImageSet as it was shipped (train/, val/), else by `split_indices`."""
     if image_set.split is None:
-        train, val = split_indices(
-            image_set.labels, val_size=val_size, seed=seed, classes=image_set.classes
-        )
+        train, val = split_indices(image_set.labels, val_size=val_size, seed=seed)
         return Fold(train=train, val=val)
-    by_part: dict[str, list[int]] = {part: [] for part in SPLITS}
-    for index, part in enumerate(image_set.split):
-        by_part[part].append(index)
-    return Fold(train=torch.tensor(by_part["train"]), val=torch.tensor(by_part["val"]))
+    in_val = torch.tensor([part == "val" for part in image_set.split])
+    return Fold(train=torch.where(~in_val)[0], val=torch.where(in_val)[0])
+
+
+def check_parts(labels: Tensor, parts: Sequence[Tensor]) -> None:
+    """Makes sure that every class has images in every part of a split.
+
+    Raises:
+        DataError: it has not.
+    """
+    classes = len(labels.unique())
+    if any(len(labels[part].unique()) < classes for part in parts):
+        sizes = " and ".join(str(len(part)) for part in parts)
+        raise DataError(f"every class needs images in both {sizes} images: add some of the rarest")
 
 
 def everything_fold(image_set: ImageSet) -> Fold:

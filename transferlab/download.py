@@ -5,7 +5,9 @@ what lies at the target is whole, whatever interrupted an earlier run. An interr
 starts again from its beginning.
 """
 
+import importlib.util
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from .errors import UserError
+from .errors import DataError, UserError
 
 HYMENOPTERA_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 # Files, not usable images: one of train/ants is a "not found" placeholder, which is dropped when
@@ -39,12 +41,11 @@ MANGA_FACE_COUNTS = {
     "sad": 56,
     "shock": 102,
 }
-KAGGLE_ADDRESS = ("api.kaggle.com", 443)
 COUNTED_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 CONNECT_SECONDS = 12
 
 
-class DownloadError(UserError):
+class DownloadError(DataError):
     """The data cannot be had where they are published; wrong data are a plain `UserError`."""
 
 
@@ -181,36 +182,38 @@ def download_hymenoptera(data_root: str | Path) -> Path:
     return target
 
 
-def fetch_from_kaggle(handle: str, folder: Path, advice: str) -> None:
-    """Lets kagglehub download and unpack `handle` somewhere under `folder`, with its own progress.
+def fetch_from_kaggle(handle: str, advice: str) -> Path:
+    """Kaggle's dataset where kagglehub keeps it, downloaded where it is missing.
 
     Raises:
-        DownloadError: Kaggle cannot be reached, refuses (a login may be required), breaks off or
-            sends damaged files.
-        UserError: kagglehub is missing.
+        DataError: kagglehub is missing; Kaggle cannot be reached, refuses (a login may be
+            required), breaks off or sends damaged files.
     """
     try:
-        import kagglehub
-    except ImportError:
-        raise UserError(
-            f"Downloading from Kaggle needs kagglehub: pip install kagglehub. {advice}"
-        ) from None
-    # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are
-    # waited for endlessly.
-    environment = {
-        "KAGGLEHUB_CACHE": str(folder),
-        "DISABLE_COLAB_CACHE": "1",
-        "DISABLE_KAGGLE_CACHE": "1",
-    }
+        import kagglehub  # which waits for minutes where nothing answers: hence the next line
+
+        socket.create_connection(("api.kaggle.com", 443), timeout=12).close()
+        return Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # requests', zipfile's, its own: all mean that nothing came
+        raise DataError(f"cannot fetch {handle} from Kaggle: {error!r:.200}. {advice}") from error
+
+
+def fetch_zip(url: str, target: Path) -> Path:
+    """The archive at `url`, its folder of that name unpacked as `target`, which appears whole.
+
+    Raises:
+        DataError: it cannot be fetched or unpacked.
+    """
     try:
-        # Asked first whether it answers: kagglehub alone would wait for minutes.
-        socket.create_connection(KAGGLE_ADDRESS, timeout=CONNECT_SECONDS).close()
-        with patch.dict(os.environ, environment):
-            kagglehub.dataset_download(handle)
-    # requests', zipfile's, kagglehub's own: all mean that Kaggle did not deliver.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise DownloadError(f"Cannot fetch {handle} from Kaggle: {reason}. {advice}") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:
+            archive = Path(folder, "archive.zip")
+            with urlopen(url, timeout=12) as response, archive.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            shutil.unpack_archive(archive, folder)
+            return Path(folder, target.name).rename(target)
+    except Exception as error:  # the network's, zipfile's, zlib's, the disk's
+        raise DataError(f"cannot fetch {url} ({error}): unpack it as {target}") from error
 
 
 def download_manga_faces(data_root: str | Path) -> Path:
@@ -226,8 +229,21 @@ def download_manga_faces(data_root: str | Path) -> Path:
     if target.is_dir():
         return target
     advice = by_hand(MANGA_FACE_URL, target)
+    if importlib.util.find_spec("kagglehub") is None:
+        raise UserError(f"Kaggle's data needs kagglehub: pip install kagglehub. {advice}")
     with folder_to_become(target) as folder:
-        fetch_from_kaggle(MANGA_FACE_HANDLE, folder, advice)
+        # The mounts of Colab and Kaggle are passed over: they are read-only, lie elsewhere, and are
+        # waited for endlessly.
+        environment = {
+            "KAGGLEHUB_CACHE": str(folder),
+            "DISABLE_COLAB_CACHE": "1",
+            "DISABLE_KAGGLE_CACHE": "1",
+        }
+        try:
+            with patch.dict(os.environ, environment):
+                fetch_from_kaggle(MANGA_FACE_HANDLE, advice)
+        except DataError as error:
+            raise DownloadError(str(error)) from error
         # The archive may have folders of its own, below kagglehub's
         # (datasets/OWNER/NAME/versions/1).
         classes = [path for path in sorted(folder.rglob("angry")) if "__MACOSX" not in path.parts]

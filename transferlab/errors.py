@@ -1,9 +1,22 @@
-"""The one error that speaks to the user."""
+"""The errors that speak to the user."""
 
 
 class UserError(Exception):
     """Something the user can put right: one line that says what is wrong, where, and what to do.
 
-    The command line prints it and ends with exit code 2; in a notebook it is the last line of the
-    traceback.
+    The command line prints it and ends with exit code 2; a notebook shows it without a traceback,
+    under the kind's `remedy`.
     """
+
+    remedy = ""  # in a notebook: what to do, in the reader's language
+
+    def _render_traceback_(self) -> list[str]:  # what IPython shows in place of a traceback
+        return [line for line in (self.remedy, f"error: {self}") if line]
+
+
+class DataError(UserError):
+    """Images that are missing, or not as they need to be."""
+
+
+class WeightsError(UserError):
+    """Weights that are missing, or do not fit."""

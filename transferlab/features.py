@@ -1,6 +1,7 @@
 """The frozen part over views: computed once, kept, and handed to the epochs."""
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,15 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .backbones import fold_batchnorm
 from .data import Fold
 from .errors import UserError
-from .machine import Clock, Machine
+from .machine import Clock, Machine, choose_batch_size
 from .pretrained import state_hash
 from .store import NO_STORE, Store
-from .views import BLOCK, AugmentationInfo, Renderer
+from .views import BLOCK, AugmentationInfo, Renderer, info_of
 
 FEATURES_REVISION = 2  # of rendering and folding: raised whenever they compute something else
 FROM_DISK = "features from disk"
@@ -59,28 +60,34 @@ def as_blocks(views: Iterable[torch.Tensor] | torch.Tensor) -> Iterable[torch.Te
     return views.split(BLOCK) if isinstance(views, torch.Tensor) else views
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
+    lower: nn.Module, images: Iterable[Tensor], *, device: str, precision: torch.dtype, size: int
+) -> Tensor:
+    """Blocks of uint8 images [n, 3, H, W] through a frozen part, `size` images at once -> features
+    [N, ...] on the device: fp32, whatever `precision` is."""
+    features = []
+    for block in images:
+        for batch in block.to(device, memory_format=torch.channels_last).split(size):
+            with torch.autocast(device, precision, enabled=precision != torch.float32):
+                features.append(lower(batch).float())
+    return torch.cat(features)
+
+
+def extract_ahead(
     lower: nn.Module,
     views: Iterable[torch.Tensor] | torch.Tensor,
     *,
     machine: Machine,
     precision: torch.dtype,
 ) -> torch.Tensor:
-    """Runs the frozen part over blocks of uint8 images [n, 3, H, W] (or one tensor of all) -> fp32
-    features [N, ...] on the CPU.
-
-    The next block is rendered while the model computes; what is kept is fp32, whatever `precision`
-    is.
-    """
-    features = []
-    for block in one_ahead(as_blocks(views)):
-        batch_size = machine.batch_size(block[0, 0].numel())
-        on_device = block.to(machine.device).contiguous(memory_format=torch.channels_last)
-        for images in on_device.split(batch_size):
-            with machine.autocast(precision):
-                features.append(lower(images).float())
-    return torch.cat(features).cpu()
+    """As `extract`, of blocks of images or one tensor of all, on the CPU: the next block is
+    rendered while the model computes."""
+    blocks = one_ahead(as_blocks(views))
+    first = next(blocks)
+    size = choose_batch_size(machine.device, first[0, 0].numel())
+    images = itertools.chain([first], blocks)
+    return extract(lower, images, device=machine.device, precision=precision, size=size).cpu()
 
 
 def extract_large(
@@ -102,7 +109,7 @@ def extract_large(
     blocks = one_ahead(as_blocks(views))
 
     def activations(block: torch.Tensor) -> torch.Tensor:
-        return extract(lower, block, machine=machine, precision=precision)
+        return extract_ahead(lower, block, machine=machine, precision=precision)
 
     first = activations(next(blocks))
     needed = first[0].nbytes * count
@@ -182,7 +189,7 @@ class Features:
         def compute() -> dict[str, torch.Tensor]:
             with self.clock.phase(phase):
                 blocks = self.renderer.blocks(view, indices)
-                drawn = extract(self.lower, blocks, machine=self.machine, precision=precision)
+                drawn = extract_ahead(self.lower, blocks, machine=self.machine, precision=precision)
                 return {"features": drawn}
 
         if not self.renderer.augmentation.name:  # without identity: never kept on disk
@@ -196,14 +203,14 @@ class Features:
     def _key(self, view: int, indices: torch.Tensor) -> FeatureKey:
         return FeatureKey(
             data=self.renderer.image_set.digest,
-            augmentation=self.renderer.augmentation.info(),
+            augmentation=info_of(self.renderer.augmentation),
             seed=self.renderer.seed,
             model=self.model,
             weights=self.weights,
             cut="features",
             view=view,
             indices=tuple(indices.tolist()),
-            device=self.machine.device.type,
+            device=self.machine.device,
             precision=str(self.machine.precision_of(view)),
             versions=self.machine.versions,
         )

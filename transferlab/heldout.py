@@ -22,10 +22,10 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from .backbones import make_head
-from .data import Fold, Folds, ImageSet, everything_fold, split_indices
+from .data import Fold, Folds, HeldOutFold, ImageSet, check_parts, everything_fold, split_indices
 from .errors import UserError
 from .features import FEATURES_REVISION
-from .machine import Machine, MachineInfo
+from .machine import Machine
 from .many import Job, train_many
 from .metrics import (
     Interval,
@@ -65,7 +65,8 @@ def make_folds(labels: torch.Tensor, *, k: int, repeats: int, seed: int) -> Fold
     for place, (rest, test) in enumerate(splitter.split(labels, labels)):
         training = torch.from_numpy(rest)
         inner, val = split_indices(labels[training], val_size=INNER_SHARE, seed=seed + place)
-        fold = Fold(
+        check_parts(labels[training], (inner, val))
+        fold = HeldOutFold(
             train=training[inner],
             val=training[val],
             test=torch.from_numpy(test),
@@ -113,7 +114,7 @@ class Predictions:
     # the epoch chosen inside.
     optimism: np.ndarray | None = None
     epochs: np.ndarray | None = None  # [F], of heads: the epochs chosen, from 1
-    machine: MachineInfo | None = None  # that computed them, where they were kept
+    machine: Machine | None = None  # that computed them, where they were kept
 
 
 def keep_predictions(predictions: Predictions) -> dict[str, torch.Tensor]:
@@ -134,7 +135,7 @@ def kept_predictions(kept: Mapping[str, torch.Tensor]) -> Predictions:
         probabilities=kept["probabilities"].numpy(),
         optimism=kept["optimism"].numpy() if heads else None,
         epochs=kept["epochs"].numpy() if heads else None,
-        machine=from_plain(MachineInfo, unpack(dict(kept))) if "json" in kept else None,
+        machine=from_plain(Machine, unpack(dict(kept))) if "json" in kept else None,
     )
 
 
@@ -523,7 +524,7 @@ class ComparisonRecord(RunRecord):
     folds: int  # of a repeat
     repeats: int
     fold_hash: str
-    machines: tuple[MachineInfo, ...] = ()  # that computed parts of it
+    machines: tuple[Machine, ...] = ()  # that computed parts of it
 
 
 @dataclass(frozen=True, kw_only=True)

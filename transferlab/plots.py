@@ -2,69 +2,61 @@
 English."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, f1_score
+from matplotlib import font_manager
+from sklearn.metrics import ConfusionMatrixDisplay, f1_score
+from torch.nn import functional as F
 
 from .data import Fold, ImageSet
 from .heldout import Scores
-from .records import StudyRecord
-from .train import TrainResult
+from .metrics import accuracy_interval
+from .notebook import Run
 
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
 GREEN = "#009E73"
 GREY = "#999999"
+COLORS = {"resnet50": "#0072B2", "densenet121": "#D55E00", "efficientnet_lite0": "#009E73"}
 
 
-def describe_data(record: StudyRecord) -> str:
-    """The dataset of a run, and whether it is drawn."""
-    drawn = " (synthetic: drawn pictures)" if record.dataset.synthetic else ""
-    return f"{record.dataset.name}{drawn}"
+def use_fonts() -> list[str]:
+    """Draws Korean and other names in the installed fonts that have them -> the fonts' names."""
+    plt.rcParams["text.parse_math"] = False  # a class may be called $1
+    found = [path for path in font_manager.findSystemFonts() if re.search("CJK|Nanum|Goth", path)]
+    for path in found:
+        font_manager.fontManager.addfont(path)
+    names = sorted({font_manager.FontProperties(fname=path).get_name() for path in found})
+    plt.rcParams["font.family"] = ["DejaVu Sans", *names]
+    return names
 
 
-def describe_run(record: StudyRecord) -> str:
-    """One line for a figure: model, data (and whether drawn), weights."""
-    return f"{record.model} | {describe_data(record)} | weights: {record.backbone.label}"
-
-
-def plot_class_counts(image_set: ImageSet, fold: Fold) -> plt.Figure:
-    """Bars of the images per class, for the training and the validation images of a split."""
-    counts = {}
-    for part, index in {"train": fold.train, "val": fold.val}.items():
-        counts[f"{part} ({len(index)})"] = torch.bincount(image_set.labels[index])
-    drawn = " (synthetic)" if image_set.synthetic else ""
-    axis = pd.DataFrame(counts, index=image_set.classes).plot.bar(
-        figsize=(7, 3),
-        rot=0,
-        color=[BLUE, ORANGE],
-        title=f"{image_set.name}{drawn}: {len(image_set.labels)} images",
-        ylabel="images",
-    )
-    for bars in axis.containers:
-        axis.bar_label(bars)
-    return axis.figure
+def plot_class_counts(image_set: ImageSet, fold: Fold) -> None:
+    """Bars of the images of every class, in the training and the validation part of a split."""
+    names = pd.Categorical.from_codes(image_set.labels, image_set.classes)
+    parts = np.where(np.isin(np.arange(len(names)), fold.val), "validation", "train")
+    table = pd.crosstab(names, parts, rownames=[""], colnames=[""], dropna=False)
+    most, share = table["validation"].idxmax(), table["validation"].max() / len(fold.val)
+    title = f"Always answering “{most}” is right for {share:.1%}"
+    look = {"figsize": (9, 2.3), "rot": 0, "width": 0.8, "color": ["#333333", "#888888"]}
+    for bars in table.plot.bar(title=title, ylabel="images", **look).containers:
+        plt.gca().bar_label(bars, label_type="center", color="white")
 
 
 def plot_images(
-    images: Sequence[torch.Tensor],
-    titles: Sequence[str],
-    *,
-    columns: int,
-    heading: str,
+    images: Sequence[torch.Tensor], titles: Sequence[str], heading: str, *, columns: int = 7
 ) -> plt.Figure:
     """A grid of uint8 images [3, H, W] with their titles."""
-    rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.7 * columns, 1.9 * rows + 0.3),
-        layout="constrained",
-        subplot_kw={"xticks": [], "yticks": [], "frame_on": False},
-    )
+    rows = -(-len(images) // columns) or 1
+    size = (1.6 * columns, 1.8 * rows + 0.3)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set_axis_off()
     for axis, image, title in zip(axes.flat, images, titles):
         axis.imshow(image.permute(1, 2, 0))
         axis.set_title(title, fontsize=9)
@@ -72,119 +64,86 @@ def plot_images(
     return figure
 
 
-def plot_curves(axis: plt.Axes, history: pd.DataFrame, kind: str) -> None:
-    """The curves of one `kind`, "loss" or "accuracy", of a history (a row an epoch) on `axis`."""
-    short = {"loss": "loss", "accuracy": "acc"}[kind]
-    unit = {"loss": "cross-entropy (nats)", "accuracy": "accuracy"}[kind]
-    labels = {
-        f"val_{short}": "validation",
-        f"train_{short}": "train (augmented, dropout)",
-        f"train_{short}_clean": "train (clean, no dropout)",
-    }
-    lines = history[list(labels)].rename(columns=labels)
-    lines.plot(
-        ax=axis,
-        style=[".-", ".--", ".-"],
-        color=[ORANGE, BLUE, BLUE],
-        ylabel=unit,
-        title=kind,
-    )
-
-
-def plot_history(result: TrainResult, record: StudyRecord, kind: str) -> plt.Figure:
-    """The learning curves of one run: `kind` is "loss", "accuracy" or "combined" (both side by
-    side)."""
-    kinds = ["loss", "accuracy"] if kind == "combined" else [kind]
-    figure, axes = plt.subplots(
-        1,
-        len(kinds),
-        figsize=(5.2 * len(kinds), 3.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    history = pd.DataFrame(result.history).set_index("epoch")
-    best = f"best epoch ({result.best_epoch})"
-    for axis, one in zip(axes.flat, kinds):
-        plot_curves(axis, history, one)
-        axis.axvline(result.best_epoch, color=GREY, linestyle=":", label=best)
-        axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(describe_run(record), fontsize=9)
+def plot_curves(run: Run) -> plt.Figure:
+    """Learning curves: the validation images solid, the training images dashed, both clean."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.4), layout="constrained")
+    units = {"loss": "cross-entropy (nats)", "acc": "accuracy (%)"}
+    for axis, (kind, unit) in zip(axes, units.items()):
+        lines = run.history[[f"val_{kind}", f"train_{kind}_clean"]] * (100 if kind == "acc" else 1)
+        lines.columns = ["validation", "train"]
+        color = COLORS.get(run.frozen.name, GREY)
+        lines.plot(ax=axis, style=["-", "--"], color=color, ylabel=unit, legend=kind == "loss")
+        axis.axvline(run.best, color=GREY, linewidth=0.8)
+    where = f"at the lowest validation loss, epoch {run.best} of {len(run.history)}"
+    figure.suptitle(f"Accuracy {run.history.val_acc[run.best]:.1%} {where}")
+    figure.supxlabel(run.frozen.caption, fontsize=8, color=GREY)
     return figure
 
 
-def plot_confusion(
-    labels: torch.Tensor, predictions: torch.Tensor, record: StudyRecord
-) -> plt.Figure:
-    """The confusion matrix (rows: true class) and the F1 of every class, side by side."""
-    classes = record.dataset.classes
-    numbers = range(len(classes))
-    figure, (left, right) = plt.subplots(
-        1,
-        2,
-        figsize=(6 + 0.7 * len(classes), 3 + 0.35 * len(classes)),
-        layout="constrained",
-    )
-    matrix = confusion_matrix(labels, predictions, labels=numbers)
-    display = ConfusionMatrixDisplay(matrix, display_labels=classes)
-    display.plot(ax=left, cmap="Blues", colorbar=False, xticks_rotation=45)
-    scores = f1_score(labels, predictions, average=None, labels=numbers, zero_division=0)
-    bars = right.barh(classes, scores, color=BLUE)
-    right.bar_label(bars, fmt="%.2f", padding=2)
-    right.set(
-        xlim=(0, 1.1),
-        ylim=(len(classes) - 0.5, -0.5),
-        xlabel="F1",
-        title=f"macro-F1 {scores.mean():.3f}",
-    )
-    figure.suptitle(f"validation, {len(labels)} images | {describe_run(record)}", fontsize=9)
+def plot_confusion(run: Run) -> plt.Figure:
+    """The confusion matrix (rows: true class) and every class's F1, side by side."""
+    classes = run.frozen.image_set.classes
+    scored = {"y_true": run.frozen.labels("val").cpu(), "y_pred": run.logits.argmax(dim=1).cpu()}
+    scored["labels"] = range(len(classes))
+    size = (5 + 0.8 * len(classes), 2.5 + 0.3 * len(classes))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
+    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 45, "ax": left}
+    ConfusionMatrixDisplay.from_predictions(**scored, display_labels=classes, **look)
+    f1 = 100 * f1_score(**scored, average=None, zero_division=0)
+    bars = right.barh(classes, f1, color=COLORS.get(run.frozen.name, GREY))
+    right.bar_label(bars, fmt="%.0f", padding=2)
+    right.set(xlim=(0, 110), xlabel="F1 (%)", title=f"macro-F1 {f1.mean():.1f}%")
+    right.invert_yaxis()
+    figure.suptitle(f"Hardest: “{classes[f1.argmin()]}”, F1 {f1.min():.0f}%")
+    figure.supxlabel(run.frozen.caption, fontsize=8, color=GREY)
     return figure
 
 
-def plot_timings(records: Sequence[StudyRecord]) -> plt.Figure:
-    """Where the time of each run went: a stacked bar of seconds by phase."""
-    by_model = {record.model: record.timings for record in records}
-    seconds = pd.DataFrame(by_model).T.iloc[::-1]  # the first run on top
-    totals = seconds.sum(axis=1)
-    axis = seconds.plot.barh(
-        stacked=True,
-        figsize=(8, 1.6 + 0.45 * len(seconds)),
-        color=[GREY, GREEN, BLUE, ORANGE, "black"],
-        title="time by phase",
-        xlabel="seconds",
-        xlim=(0, 1.12 * totals.max()),
-    )
-    axis.bar_label(axis.containers[-1], [f" {total:.0f} s" for total in totals])
-    axis.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.45, -0.3))
-    return axis.figure
-
-
-def plot_models(records: Sequence[StudyRecord]) -> plt.Figure:
-    """Best-epoch validation accuracy of several runs with 95 % Wilson intervals; random weights
-    hatched."""
-    figure, axis = plt.subplots(figsize=(11, 1.2 + 0.7 * len(records)))
-    for record in records:
-        label = f"{record.model}\n{record.backbone.label}"
-        accuracy = record.best.val_acc
-        below = accuracy - record.accuracy_interval.low
-        above = record.accuracy_interval.high - accuracy
-        bar = axis.barh(
-            label,
-            accuracy,
-            xerr=[[abs(below)], [abs(above)]],
-            capsize=3,
-            color="#9ECAE1",
-            edgecolor=BLUE,
-            hatch="" if record.backbone.measures_transfer else "///",
-        )
-        axis.bar_label(bar, [f"{accuracy:.1%}"], padding=4)
-    axis.invert_yaxis()
-    axis.set(
-        xlim=(0, 1.15),
-        xlabel="accuracy at the best epoch, 95 % interval; hatched: random weights, no transfer",
-    )
-    first = records[0]
-    axis.set_title(f"{describe_data(first)}, {first.n_val} validation images", fontsize=9)
+def plot_runs(runs: Sequence[Run]) -> plt.Figure:
+    """Validation loss of several models, and their accuracy at the best epoch with its interval."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.2), layout="constrained")
+    n = len(runs[0].logits)
+    bounds = {}
+    for run in runs:
+        name, color = run.frozen.name, COLORS.get(run.frozen.name, GREY)
+        left.plot(run.history["val_loss"], color=color, label=name)
+        accuracy = run.history["val_acc"][run.best]
+        interval = accuracy_interval(round(accuracy * n), n)
+        bounds[name] = 100 * np.array([interval.low, accuracy, interval.high])
+        right.plot(bounds[name], [name] * 3, color=color, marker="o", markevery=[1])
+        right.text(bounds[name][1], name, f"{100 * accuracy:.1f}\n", ha="center", va="center")
+    left.set(xlabel="epoch", ylabel="validation loss (nats)")
+    left.legend(frameon=False, fontsize=8)
+    right.set(xlabel=f"accuracy (%) of {n} images, 95% interval", ylim=(len(runs) - 0.4, -0.6))
+    best = max(bounds, key=lambda name: bounds[name][1])
+    near = sum(one[2] >= bounds[best][0] for one in bounds.values()) - 1
+    figure.suptitle(f"{best} is highest; {near} of {len(runs) - 1} others overlap with it")
+    labels = ", ".join(f"{run.frozen.name}: {run.frozen.weights['label']}" for run in runs)
+    figure.supxlabel(f"{runs[0].frozen.image_set.name} | {labels}", fontsize=8, color=GREY)
     return figure
+
+
+def plot_answer(run: Run, image: torch.Tensor, title: str) -> None:
+    """A picture, uint8 [3, H, W], the classes' probabilities, and the five nearest training images.
+
+    Near: by the cosine of features less their mean.
+    """
+    frozen, images = run.frozen, run.frozen.image_set
+    x = frozen.compute([frozen.augmentation.clean(image)[None]], view=0)
+    shares = 100 * run.head.eval()(x).detach().cpu()[0].softmax(dim=0)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.imshow(image.permute(1, 2, 0))
+    left.set(title=title, xticks=[], yticks=[])
+    bars = right.barh(images.classes, shares, color=COLORS.get(frozen.name, GREY))
+    right.bar_label(bars, fmt="%.0f%%", padding=2)
+    right.set(xlim=(0, 115), xlabel="probability (%)")
+    right.invert_yaxis()
+    figure.suptitle(f"“{images.classes[shares.argmax()]}”, {shares.max():.0f}%")
+    known = frozen.features("train")
+    likeness = F.cosine_similarity(x - known.mean(dim=0), known - known.mean(dim=0)).cpu()
+    near = frozen.fold.train[likeness.argsort(descending=True)[:5]]
+    names = [images.classes[images.labels[i]] for i in near]
+    plot_images([images.images[i] for i in near], names, "The training images most like it")
 
 
 def interval_reach(part: pd.DataFrame) -> pd.DataFrame:

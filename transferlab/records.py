@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .data import Fold, ImageSet, Rejected
-from .machine import MachineInfo
+from .machine import Machine
 from .metrics import Interval
 from .pretrained import WeightsInfo
-from .train import Epoch, Settings, TrainResult
-from .views import Augmentation, AugmentationInfo
+from .train import Epoch, Settings
+from .views import Augmentation, AugmentationInfo, info_of
 
 SCHEMA = 2  # raised whenever a field changes its name or meaning
 
@@ -42,7 +42,7 @@ def data_info(image_set: ImageSet, augmentation: Augmentation | None = None) -> 
         classes=tuple(image_set.classes),
         synthetic=image_set.synthetic,
         rejected=tuple(image_set.rejected),
-        augmentation=augmentation.info() if augmentation else None,
+        augmentation=info_of(augmentation) if augmentation else None,
     )
 
 
@@ -55,7 +55,7 @@ class RunRecord:
     stamp: str = ""  # of its files; empty until they are written
     data: tuple[DataInfo, ...]
     weights: tuple[WeightsInfo, ...]
-    machine: MachineInfo
+    machine: Machine
     settings: Settings | None = None
     seed: int | None = None
 
@@ -76,7 +76,7 @@ class HeadInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord(RunRecord):
-    """A run of the study protocol. Beside a saved model it says how to build and feed it."""
+    """A run of the study protocol."""
 
     kind: str = "study"
     split_hash: str
@@ -127,17 +127,10 @@ class BenchmarkRecord(RunRecord):
     facts: dict[str, Any]
 
 
-def highest_epoch(result: TrainResult) -> Epoch:
-    """The epoch of the highest validation accuracy, the earliest on ties."""
-    return max(result.history, key=lambda row: row.val_acc)
-
-
 def hash_of_split(image_set: ImageSet, fold: Fold) -> str:
     """SHA-256 (hex) over the paths of the training and the validation images."""
-    parts = []
-    for index in (fold.train, fold.val):
-        paths = [image_set.paths[i] for i in index.tolist()]
-        parts.append("\n".join(paths))
+    both = (fold.train.tolist(), fold.val.tolist())
+    parts = ["\n".join(image_set.paths[i] for i in part) for part in both]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from .backbones import classifier_name, fold_batchnorm, set_head, split_at
 from .errors import UserError
-from .features import extract
+from .features import extract_ahead
 from .metrics import PairedTest, accuracy_interval, corrected_resampled_t, verdicts
 from .study import Study, seeded_head
 from .train import Recipe, TrainData, TrainResult, train
@@ -81,7 +81,7 @@ class Activations:
         if self.lower is None:
             return torch.cat([*blocks])
         precision = machine.precision_of(view)
-        return extract(self.lower, blocks, machine=machine, precision=precision)
+        return extract_ahead(self.lower, blocks, machine=machine, precision=precision)
 
 
 def activations_at(lower: nn.Module, cut: str, study: Study, first: int) -> TrainData:

@@ -7,29 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
 
 from .data import ImageSet
 
 BLOCK = 32  # images that are rendered at once
-
-Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3, H, W] -> uint8 [3, size, size]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationInfo:
-    """What a record says of an augmentation. By name, version and size it is found again."""
-
-    name: str
-    version: int
-    size: int
-    train: str  # the transforms as they print themselves
-    clean: str
-
-
-def printed(transform: Transform) -> str:
-    """A transform as it prints itself, without addresses in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(transform))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,78 +27,80 @@ class Augmentation:
     name: str = ""
     version: int = 1
     size: int  # of the pictures it gives, in pixels
-    train: Transform  # draws a random view
-    clean: Transform  # gives the clean view, view 0
+    train: Callable[[Tensor], Tensor]  # uint8 [3, H, W] -> a random view, [3, size, size]
+    clean: Callable[[Tensor], Tensor]  # -> the clean view, view 0
 
-    def info(self) -> AugmentationInfo:
-        """The augmentation as a record says it."""
-        return AugmentationInfo(
-            name=self.name,
-            version=self.version,
-            size=self.size,
-            train=printed(self.train),
-            clean=printed(self.clean),
-        )
+
+def printed(transform: object) -> str:
+    """A transform as it prints itself, without addresses in memory."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(transform))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationInfo:
+    """What a record says of an augmentation. By name, version and size it is found again."""
+
+    name: str
+    version: int
+    size: int
+    train: str  # the transforms as they print themselves
+    clean: str
+
+
+def info_of(augmentation: Augmentation) -> AugmentationInfo:
+    """An augmentation as a record says it."""
+    return AugmentationInfo(
+        name=augmentation.name,
+        version=augmentation.version,
+        size=augmentation.size,
+        train=printed(augmentation.train),
+        clean=printed(augmentation.clean),
+    )
 
 
 def faces_augmentation(size: int = 224) -> Augmentation:
-    """The study's for the faces: whole pictures.
+    """The study's for the faces: whole pictures, flipped, turned a little, in another light.
 
     Normalisation belongs to the model, so pixels stay uint8.
     """
-    train = v2.Compose(
-        [
-            v2.Resize((size, size)),
-            v2.RandomHorizontalFlip(),
-            v2.RandomRotation(15),
-            v2.ColorJitter(0.2, 0.2, 0.2),
-        ]
-    )
-    clean = v2.Compose([v2.Resize((size, size))])
+    resize = v2.Resize((size, size))
+    light = v2.ColorJitter(0.2, 0.2, 0.2)
+    train = v2.Compose([resize, v2.RandomHorizontalFlip(), v2.RandomRotation(15), light])
+    clean = v2.Compose([resize])
     return Augmentation(name="faces", version=1, size=size, train=train, clean=clean)
 
 
 def photos_augmentation(size: int = 224) -> Augmentation:
-    """The study's for ants and bees: random crops. The clean view is the tutorial's Resize(256),
-    CenterCrop(224)."""
-    train = v2.Compose(
-        [
-            v2.RandomResizedCrop(size),
-            v2.RandomHorizontalFlip(),
-            v2.RandomRotation(30),
-            v2.ColorJitter(0.2, 0.2, 0.2),
-            v2.RandomAffine(0, translate=(0.1, 0.1)),
-        ]
-    )
+    """The study's for ants and bees: random crops, turned, in another light and place.
+
+    The clean view is the tutorial's Resize(256), CenterCrop(224).
+    """
+    crop = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.RandomRotation(30)]
+    shift = v2.RandomAffine(0, translate=(0.1, 0.1))
+    train = v2.Compose([*crop, v2.ColorJitter(0.2, 0.2, 0.2), shift])
     clean = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size)])
     return Augmentation(name="photos", version=1, size=size, train=train, clean=clean)
 
 
-def view_seed(seed: int, view: int, path: str) -> int:
-    """The seed of one image's view, hashed from (seed, view, path), so that it depends on nothing
-    else."""
-    digest = hashlib.sha256(f"{seed}/{view}/{path}".encode()).digest()
-    return int.from_bytes(digest[:7], "little")  # torch takes < 2**63
-
-
 def render_view(
     image_set: ImageSet,
-    transform: Transform,
+    transform: Callable[[Tensor], Tensor],
     *,
     view: int,
     seed: int,
-    indices: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Renders one view of the images (all, or those of `indices`) -> uint8 [N, 3, H, W].
+    indices: Tensor,
+) -> Tensor:
+    """One view of the images of those indices, uint8 [N, 3, H, W].
 
-    The global random state is left as it was.
+    What is drawn of an image depends on (seed, view, path) alone. The global random state is left
+    as it was.
     """
-    chosen = torch.arange(len(image_set.labels)) if indices is None else indices
     rendered = []
     with torch.random.fork_rng(devices=[]):
-        for index in chosen.tolist():
-            own_seed = view_seed(seed, view, image_set.paths[index])
-            torch.default_generator.manual_seed(own_seed)
+        for index in indices.tolist():
+            name = f"{seed}/{view}/{image_set.paths[index]}"
+            digest = hashlib.sha256(name.encode()).digest()  # torch takes seeds below 2**63
+            torch.default_generator.manual_seed(int.from_bytes(digest[:7], "little"))
             rendered.append(transform(image_set.images[index]))
     return torch.stack(rendered)
 
@@ -133,12 +118,12 @@ class Renderer:
         self.seed = seed
         self._block = functools.lru_cache(maxsize=keep)(self._render)
 
-    def _render(self, view: int, indices: tuple[int, ...]) -> torch.Tensor:
+    def _render(self, view: int, indices: tuple[int, ...]) -> Tensor:
         transform = self.augmentation.train if view else self.augmentation.clean
         chosen = torch.tensor(indices)
         return render_view(self.image_set, transform, view=view, seed=self.seed, indices=chosen)
 
-    def blocks(self, view: int, indices: torch.Tensor) -> Iterator[torch.Tensor]:
+    def blocks(self, view: int, indices: Tensor) -> Iterator[Tensor]:
         """Yields a view of those images, uint8 [<= 32, 3, H, W] at a time."""
         for part in indices.split(BLOCK):
             yield self._block(view, tuple(part.tolist()))

@@ -1,10 +1,11 @@
 """What all systems share: the task, the backbone and its head, the images, the record of a run."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +14,18 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from transferlab.backbones import create_backbone, make_head, normalize
-from transferlab.data import Fold, class_folders, load_images, split_indices
+from transferlab.data import Fold, class_folders, split_indices
+from transferlab.decoded import load_folder
 from transferlab.machine import Machine
 from transferlab.pretrained import state_hash
 from transferlab.train import Settings
-from transferlab.views import Augmentation, Transform
+from transferlab.views import Augmentation
 
 WORKERS = 2
 VAL_SIZE = 0.35  # 296 and 159 of the 455 faces
 SPLIT_SEED = 42  # in every round
+
+Transform = Callable[[Any], Any]  # a view of a Pillow image or a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +148,7 @@ def frozen_backbone(
     The backbone takes normalised floats, or with `uint8` images as they are (channels_last).
     """
     model, _ = create_backbone(task.model, task.weights)
-    classes = class_folders(task.folder)
+    classes = next(iter(class_folders(task.folder).values()))
     head = make_head(
         model.head_hidden_size,
         len(classes),
@@ -229,7 +233,7 @@ class DecodedViews(Dataset):
 
 def decoded_once(task: Task) -> Datasets:
     """The same images, decoded and resized once: uint8 [3, H, W]."""
-    image_set = load_images(task.folder)
+    image_set = load_folder(task.folder)
     fold = split_study(image_set.labels)
     resize = task.augmentation.clean  # which is all of the clean view
     after_resizing = task.augmentation.train.transforms[1:]
@@ -250,7 +254,7 @@ def make_loaders(datasets: Datasets, task: Task, *, persistent: bool) -> Loaders
         "batch_size": task.settings.batch_size,
         "num_workers": WORKERS,
         "persistent_workers": persistent,
-        "pin_memory": task.machine.device.type == "cuda",
+        "pin_memory": task.machine.device == "cuda",
     }
     order = torch.Generator().manual_seed(task.seed)
     worker_seeds = torch.Generator().manual_seed(task.seed)

@@ -3,9 +3,7 @@ features kept."""
 
 from dataclasses import replace
 
-import torch
-
-from transferlab.data import load_images
+from transferlab.decoded import load_folder
 from transferlab.study import Study, freeze_backbone, train_study
 from transferlab.views import Renderer
 
@@ -18,7 +16,7 @@ def run(task: Task, record: Record) -> None:
     After each epoch it also evaluates the clean training images, as the notebook does and nobody
     else here.
     """
-    image_set = load_images(task.folder)
+    image_set = load_folder(task.folder)
     fold = split_study(image_set.labels)
     study = Study(
         renderer=Renderer(image_set, task.augmentation, seed=task.seed),
@@ -30,7 +28,7 @@ def run(task: Task, record: Record) -> None:
     frozen = freeze_backbone(task.model, study, weights=task.weights)
     record.backbone = frozen.lower
     record.frozen_hash = frozen.frozen_hash
-    result, _ = train_study(frozen, study, progress=False)
+    result = train_study(frozen, study)
     rows = []
     end = record.seconds()
     for epoch in reversed(result.history):
@@ -48,4 +46,4 @@ def run(task: Task, record: Record) -> None:
 
 def run_fp32(task: Task, record: Record) -> None:
     """The same with every view in fp32, also where the machine could do otherwise."""
-    run(replace(task, machine=replace(task.machine, precision=torch.float32)), record)
+    run(replace(task, machine=replace(task.machine, precision="torch.float32")), record)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from transferlab.machine import autocast
+
 from .common import (
     Loaders,
     Record,
@@ -23,7 +25,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]  # images -> features [N, D] of
 
 
 def validate(
-    forward: Forward, head: nn.Module, loader: DataLoader, device: torch.device
+    forward: Forward, head: nn.Module, loader: DataLoader, device: str
 ) -> tuple[float, float]:
     """Mean cross-entropy (nats) and accuracy (0 to 1) over a loader."""
     head.eval()
@@ -45,7 +47,7 @@ def train_epoch(
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader,
-    device: torch.device,
+    device: str,
 ) -> None:
     """One pass over a loader, a step of the optimizer a batch."""
     head.train()
@@ -102,7 +104,7 @@ def run_tuned(task: Task, record: Record) -> None:
     backbone.to(machine.device)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        with machine.autocast(machine.precision):
+        with autocast(machine, machine.precision_of(1)):
             return backbone(images).float()
 
     train(forward, head.to(machine.device), loaders, task, record)

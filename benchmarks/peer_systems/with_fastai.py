@@ -29,7 +29,7 @@ from fastai.vision.all import (
 )
 from torch import nn
 
-from transferlab.machine import Machine
+from transferlab.machine import Machine, autocast
 
 from .common import (
     WORKERS,
@@ -71,12 +71,12 @@ class MixedPrecisionAnywhere(MixedPrecision):
     which does nothing on a CPU."""
 
     def __init__(self, machine: Machine) -> None:
-        super().__init__("fp16" if machine.precision == torch.float16 else "bf16")
+        super().__init__("fp16" if machine.precision_of(1) == torch.float16 else "bf16")
         self.machine = machine
 
     def before_fit(self) -> None:
         super().before_fit()
-        self.autocast = self.machine.autocast(self.machine.precision)
+        self.autocast = autocast(self.machine, self.machine.precision_of(1))
 
 
 def fit(
@@ -130,7 +130,7 @@ def run_tuned(task: Task, record: Record) -> None:
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)
     callbacks = [ChannelsLast()]
-    if machine.precision != torch.float32:
+    if machine.precision_of(1) != torch.float32:
         callbacks.append(MixedPrecisionAnywhere(machine))
     dls = DataLoaders(loaders.train, loaders.val, device=machine.device)
     fit(nn.Sequential(backbone, head), dls, task, record, callbacks)

@@ -75,7 +75,7 @@ def fit(
     """Trains the head with the Trainer, Adam at a constant learning rate, evaluating after every
     epoch."""
     settings = task.settings
-    gpu = task.machine.device.type == "cuda"
+    gpu = task.machine.device == "cuda"
     optimizer = torch.optim.Adam(model.head.parameters(), lr=settings.lr)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -129,6 +129,6 @@ def run_tuned(task: Task, record: Record) -> None:
         task,
         record,
         dataloader_persistent_workers=True,
-        bf16=task.machine.precision == torch.bfloat16,
-        fp16=task.machine.precision == torch.float16,
+        bf16=task.machine.precision_of(1) == torch.bfloat16,
+        fp16=task.machine.precision_of(1) == torch.float16,
     )

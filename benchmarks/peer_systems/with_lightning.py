@@ -104,5 +104,5 @@ def run_tuned(task: Task, record: Record) -> None:
     lightning.seed_everything(task.seed, verbose=False)
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)
-    precision = PRECISIONS[task.machine.precision]
+    precision = PRECISIONS[task.machine.precision_of(1)]
     fit(FrozenClassifier(backbone, head, task.settings.lr), loaders, task, record, precision)

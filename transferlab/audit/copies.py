@@ -62,8 +62,8 @@ def to_pillow(image: torch.Tensor) -> Image.Image:
 def files_by_name(folder: Path) -> dict[str, Path]:
     """Every file in the class folders -> {its name in an ImageSet's `paths`: Path}."""
     files = {}
-    for class_folder in class_folders(folder):
-        for path in class_folder.path.iterdir():
+    for children in class_folders(folder).values():
+        for path in [path for child in children for path in child.iterdir()]:
             name = printable_path(path, folder)
             files[name] = path
     return files

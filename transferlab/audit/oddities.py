@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from PIL import Image
 
-from ..data import DecodedImages, ImageSet
+from ..data import ImageSet
 from .copies import to_pillow
 from .findings import Finding
 
@@ -18,7 +19,7 @@ RARE_MODE = 0.05  # a colour mode that at most so many have is an outlier; one i
 class PillowPairs:
     """Images as CleanVision takes them from a torchvision dataset: a tuple with a Pillow image."""
 
-    def __init__(self, images: DecodedImages) -> None:
+    def __init__(self, images: Sequence[torch.Tensor]) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -29,7 +30,7 @@ class PillowPairs:
         return (picture,)
 
 
-def score_oddities(images: DecodedImages) -> pd.DataFrame:
+def score_oddities(images: Sequence[torch.Tensor]) -> pd.DataFrame:
     """CleanVision's verdicts on decoded images.
 
     -> a row an image; for each of `ODDITIES` columns is_{name}_issue and {name}_score

@@ -65,7 +65,7 @@ def make_record(audit: AuditResult, machine: Machine, stamp: str) -> AuditRecord
         stamp=stamp,
         data=(data,),
         weights=(audit.weights,),
-        machine=machine.info(),
+        machine=machine,
         seed=SEED,
         class_sizes=audit.class_sizes,
         counts=dict(audit.counts),

@@ -9,7 +9,8 @@ from ..artifacts import new_stamp, prepare_out_dir
 from ..audit.record import write_audit
 from ..audit.result import audit_images, clean_features
 from ..audit.words import describe_audit
-from ..data import find_image_folder, load_images
+from ..data import find_image_folder
+from ..decoded import load_folder
 from ..errors import UserError
 from ..machine import this_machine
 from ..pretrained import check_weights_place
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     duplicates, exact or near, across classes or across train and val.
 
     Raises:
-        UserError: as `check_extras`, `refuse_inside`, `load_images`, `check_weights_place`,
+        UserError: as `check_extras`, `refuse_inside`, `load_folder`, `check_weights_place`,
             `cache_bound` and `freeze_backbone`.
     """
     check_extras()
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     out = prepare_out_dir(options.out)
     store = open_store(options.cache_dir)
     machine = this_machine()
-    image_set = load_images(folder)
+    image_set = load_folder(folder)
     features = clean_features(
         image_set, model=options.model, weights=weights, machine=machine, store=store
     )

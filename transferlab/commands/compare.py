@@ -17,8 +17,9 @@ from torch import nn
 
 from ..artifacts import new_stamp, prepare_out_dir, write_figure, write_table, write_text
 from ..backbones import create_backbone
-from ..data import Folds, ImageSet, find_image_folder, load_images
+from ..data import Folds, ImageSet, find_image_folder
 from ..datasets import augmentation_for, known_augmentations
+from ..decoded import load_folder
 from ..errors import UserError
 from ..heldout import (
     PAIR_COLUMNS,
@@ -47,7 +48,7 @@ from ..records import data_info, to_json
 from ..store import NO_STORE, Store, cache_bound, merge_store, open_store, trim_to_bound
 from ..study import Frozen, Study, freeze_backbone
 from ..train import Settings
-from ..views import Augmentation
+from ..views import Augmentation, info_of
 from .options import (
     add_cache,
     add_out,
@@ -170,7 +171,7 @@ class Candidate:
             data=study.image_set.digest,
             model=self.info.timm_name,
             weights=self.info.sha256,
-            augmentation=study.renderer.augmentation.info(),
+            augmentation=info_of(study.renderer.augmentation),
             settings=study.settings if heads else None,
             seed=study.seed,
             folds=self.task.folds.hash,
@@ -216,7 +217,7 @@ def make_point(
     name: str, candidate: Candidate, key: PredictionKey, compute: Callable[[], Predictions]
 ) -> Point:
     """A point that says when it is computed, and on which machine it was."""
-    machine = candidate.task.study.machine.info()
+    machine = candidate.task.study.machine
 
     def measure() -> dict[str, torch.Tensor]:
         print(f"{name} ...", flush=True)
@@ -355,7 +356,7 @@ def describe(work: Work, found: dict[str, Predictions], task: Task) -> Compariso
     return ComparisonRecord(
         data=(data_info(study.image_set, study.renderer.augmentation),),
         weights=tuple(work.infos[name] for name in work.models),
-        machine=study.machine.info(),
+        machine=study.machine,
         settings=study.settings,
         seed=study.seed,
         folds=task.folds.k,
@@ -553,13 +554,13 @@ def run(options: argparse.Namespace) -> int:
     nothing but that is written.
 
     Raises:
-        UserError: as `load_images`, `check_weights_place`, `create_backbone`, `make_folds` and
+        UserError: as `load_folder`, `check_weights_place`, `create_backbone`, `make_folds` and
             `compare`; a model named twice; an unusable bound of the cache.
     """
     if len(set(options.models)) < len(options.models):
         raise UserError(f"models {' '.join(options.models)}: name each once")
     cache_bound()  # an unusable one is said before any time is spent
-    image_set = load_images(options.data)
+    image_set = load_folder(options.data)
     out = prepare_out_dir(options.out)
     task = make_task(options, image_set)
     counted = f"{len(image_set.labels)} images, {len(image_set.classes)} classes"

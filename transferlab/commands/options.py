@@ -3,12 +3,10 @@
 import argparse
 from dataclasses import replace
 
-import torch
-
 from ..machine import Machine, this_machine
 from ..store import default_cache
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PRECISIONS = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
 
 
 def whole(text: str, lowest: int = 0) -> int:

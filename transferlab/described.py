@@ -1,0 +1,216 @@
+"""What a notebook says of a run that it has saved, and the study's record that is made of it."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import f1_score
+from torch import nn
+
+from .artifacts import write_text
+from .backbones import (
+    Normalized,
+    build_from_state,
+    build_model,
+    classifier_name,
+    count_parameters,
+    make_head,
+)
+from .data import Rejected, split_images
+from .decoded import load_folder
+from .errors import UserError
+from .machine import this_machine
+from .metrics import accuracy_interval
+from .pretrained import WeightsInfo, read_weights, state_hash
+from .records import (
+    DataInfo,
+    HeadInfo,
+    StudyRecord,
+    data_info,
+    from_plain,
+    hash_of_split,
+    read_plain,
+    to_json,
+)
+from .train import Epoch, Settings
+from .views import Augmentation, printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedData:
+    """The images of a run."""
+
+    name: str  # of their folder
+    digest: str
+    classes: tuple[str, ...]
+    synthetic: bool
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedWeights:
+    """What a backbone computed with."""
+
+    name: str  # the study's
+    timm_name: str
+    kind: str
+    label: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDescription:
+    """A run, as `notebook.describe_run` writes it beside the model and into its file."""
+
+    data: DescribedData
+    weights: DescribedWeights
+    settings: dict[str, Any]  # those of `Settings` that a notebook changes
+    seed: int
+    precision: str  # of random views
+    augmentation: str  # as it prints itself
+    frozen_hash: tuple[str, ...]  # before and after
+    timings: dict[str, float]  # seconds by phase
+    best: int  # epoch, from 1
+    val_labels: tuple[int, ...]
+    val_predictions: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedModel:
+    """A model that was read back."""
+
+    model: nn.Module  # uint8 images [N, 3, H, W] -> logits [N, C]; in eval mode, on the CPU
+    description: RunDescription
+
+
+def read_description(model: Path) -> RunDescription:
+    """The description of a saved model.
+
+    Raises:
+        UserError: the .json beside it is missing, damaged, or none of a model.
+    """
+    path = model.with_suffix(".json")
+    try:
+        return from_plain(RunDescription, read_plain(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"is missing or damaged ({error!r})"
+        raise UserError(f"{path}, part of the saved model, {problem}") from error
+
+
+def load_model(path: str | Path) -> SavedModel:
+    """Reads a saved model back, as the .json beside it describes it.
+
+    Raises:
+        UserError: the file or its .json is missing, damaged, or they do not belong together.
+    """
+    file = Path(path)
+    described = read_description(file)
+    state = read_weights(file)
+    model = build_model(described.weights.timm_name)
+    name = classifier_name(model)
+    width = state.get(f"{name}.0.weight", torch.empty(0, 0))
+    head = make_head(width.shape[1], len(described.data.classes), hidden=width.shape[0])
+    model.set_submodule(name, head)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:600]
+        together = "and the .json beside it do not belong together"
+        raise UserError(f"{path} {together}: {reason}") from error
+    return SavedModel(model=Normalized(model, model).eval(), description=described)
+
+
+def weights_info(described: RunDescription, weights: str) -> WeightsInfo:
+    """The weights of a run; `weights` is what its notebook was given: a folder, or "none"."""
+    told = described.weights
+    digest = described.frozen_hash[0]
+    file = Path(weights) / f"{told.name}.safetensors"
+    if weights != "none":
+        model = build_from_state(told.timm_name, read_weights(file), file)
+        digest = state_hash(model)
+    return WeightsInfo(**asdict(told), sha256=digest)
+
+
+def described_data(
+    described: RunDescription, folder: Path, augmentation: Augmentation
+) -> tuple[DataInfo, str, int]:
+    """The images of a run as its record says them, the hash of their split, and how many train.
+
+    Raises:
+        UserError: the images, or how the notebook draws them, are others than here.
+    """
+    image_set = load_folder(folder)
+    told = described.data
+    if image_set.digest != told.digest:
+        raise UserError(f"the images of {folder} have changed since the notebook read them")
+    if printed(augmentation) != described.augmentation:
+        raise UserError(f"the notebook draws other views than {augmentation.name}: build it anew")
+    fold = split_images(image_set, seed=described.seed)
+    return data_info(image_set, augmentation), hash_of_split(image_set, fold), len(fold.train)
+
+
+def study_record(
+    model: Path, *, folder: Path, weights: str, augmentation: Augmentation
+) -> StudyRecord:
+    """The study's record of a run, from what its notebook has written beside `model`, from its
+    images in `folder` and the `weights` that it was given.
+
+    Raises:
+        UserError: as `read_description` and `described_data`.
+    """
+    described = read_description(model)
+    stamp = model.stem.partition("_best_")[2]
+    results = model.parents[1] / "result" / f"{described.weights.name}_results_{stamp}.csv"
+    rows = pd.read_csv(results).to_dict("records")
+    epochs = [Epoch(**{str(key): value for key, value in row.items()}) for row in rows]
+    body = timm.create_model(described.weights.timm_name, num_classes=0)
+    head = load_file(model.with_name(model.name.replace("_best_", "_head_")))
+    trained = sum(tensor.numel() for tensor in head.values())
+    settings = Settings(**described.settings)
+    labels = described.val_labels
+    correct = sum(map(int.__eq__, labels, described.val_predictions))
+    data, split_hash, n_train = described_data(described, folder, augmentation)
+    return StudyRecord(
+        stamp=stamp,
+        data=(data,),
+        weights=(weights_info(described, weights),),
+        machine=replace(this_machine(), precision=described.precision),
+        settings=settings,
+        seed=described.seed,
+        split_hash=split_hash,
+        n_train=n_train,
+        n_val=len(labels),
+        head=HeadInfo(
+            in_features=body.head_hidden_size, hidden=settings.hidden, dropout=settings.dropout
+        ),
+        mean=tuple(body.pretrained_cfg["mean"]),
+        std=tuple(body.pretrained_cfg["std"]),
+        parameters=count_parameters(body) + trained,
+        trainable_parameters=trained,
+        frozen_hash_before=described.frozen_hash[0],
+        frozen_hash_after=described.frozen_hash[1],
+        val_labels=labels,
+        val_predictions=described.val_predictions,
+        accuracy_interval=accuracy_interval(correct, len(labels)),
+        macro_f1=float(f1_score(labels, described.val_predictions, average="macro")),
+        timings=described.timings,
+        epochs_run=len(epochs),
+        best=epochs[described.best - 1],
+        last=epochs[-1],
+        highest=max(epochs, key=lambda row: row.val_acc),
+    )
+
+
+def write_summary(model: Path, *, folder: Path, weights: str, augmentation: Augmentation) -> Path:
+    """Writes the study's record of a run as result/NAME_summary_STAMP.json.
+
+    Raises:
+        UserError: as `study_record`; that file exists already.
+    """
+    record = study_record(model, folder=folder, weights=weights, augmentation=augmentation)
+    name = f"{record.model}_summary_{record.stamp}.json"
+    return write_text(model.parents[1] / "result" / name, to_json(record))
