@@ -19,6 +19,8 @@
 # 큰 데이터로 이미 배운 몸통(**백본**)은 얼려 두고, 끝에 붙는 작은 분류기(**헤드**)만 새로 가르칩니다. 마지막에는 **내 그림**을 넣어 봅니다.
 #
 # **배우는 것** ① 백본을 얼린다는 말의 뜻과 확인하는 법 ② 얼린 백본의 출력을 보관하면 왜 빨라지는가 ③ 학습 곡선에서 과적합을 읽고, 믿을 숫자를 고르는 법
+#
+# **설정** `data_dir`은 그림 폴더(비우면 찾거나 내려받습니다), `weights`는 `auto`(허브), `none`(무작위 초기화), 파일이나 폴더의 경로, `views`는 증강한 뷰의 수입니다.
 
 # %% tags=["parameters"] id="parameters"
 # @title 설정 { run: "auto" }
@@ -62,7 +64,7 @@ def find_faces():
 
 
 UserError.remedy = "아래에 적힌 까닭을 보고 고친 다음 이 칸을 다시 실행하세요."
-DataError.remedy = "그림이 없습니다. ‘설정’의 data_dir에 그림 폴더(폴더/클래스/그림)를 적고 거기서부터 다시 실행하세요."
+DataError.remedy = "그림 폴더를 쓸 수 없습니다. 아래 까닭을 보고 ‘설정’의 data_dir(폴더/클래스/그림)을 고친 다음 거기서부터 다시 실행하세요."
 WeightsError.remedy = "가중치를 읽지 못했습니다. 인터넷을 확인하거나 ‘설정’의 weights에 파일을 적고 거기서부터 다시 실행하세요."
 image_set = fold = augmentation = NotYet("먼저 ‘1. 데이터’와 ‘2. 뷰’를 실행하세요.")
 frozen = order = NotYet("먼저 ‘3. 모델’과 ‘4’의 첫 칸을 실행하세요.")
@@ -73,11 +75,11 @@ run = NotYet("먼저 ‘5. 학습’을 실행하세요.")
 #
 # 그림을 한 장씩 읽고, 클래스 비율이 같도록(**층화**) 학습과 검증으로 나눕니다. `train`·`val`로 나뉜 폴더라면 그 나눔을 그대로 씁니다.
 # **막대의 높이가 얼마나 고르지 않은지** 보세요. 제목의 비율이 모든 모델이 넘어야 할 바닥입니다. 가장 많은 클래스만 찍어도 그만큼은 맞히니까요.
-# 그 아래 그림에서는 사람이 보아도 **헷갈리는 짝**을 찾아보세요. 모델이 어디서 틀릴지 미리 짐작해 두는 겁니다. (저장소에 올라온 노트북에는 남의 만화 대신
-# 직접 그린 그림이 들어 있습니다. 실행하면 여러분의 그림이 나옵니다.)
+# 그 아래 그림에서는 사람이 보아도 **헷갈리는 짝**을 찾아보세요. 모델이 어디서 틀릴지 미리 짐작해 두세요. (저장소에 올라온 노트북에서 그림이 보이는 칸은
+# 남의 만화 대신 코드로 그린 그림으로 따로 실행한 결과입니다. 직접 실행하면 여러분의 그림이 나옵니다.)
 
 # %% id="data"
-image_set = load_images(data_dir or find_faces())
+image_set, loaded = load_images(data_dir or find_faces()), data_dir
 fold = split_images(image_set, seed=seed)
 if not use_fonts() and not "".join(image_set.classes).isascii():
     print("한글 글꼴이 없습니다: apt install fonts-nanum 뒤에 커널을 다시 시작하세요.")
@@ -86,7 +88,7 @@ plt.show()
 print(f"{image_set.name}: 학습 {len(fold.train)}장, 검증 {len(fold.val)}장")
 if not data_dir and len(image_set.labels) != 455:
     print("주의: 연구의 455장과 그림 수가 다릅니다. 받은 폴더를 확인하세요.")
-for left_out in image_set.rejected:
+for left_out in image_set.rejected[:10]:
     print(f"뺀 파일: {left_out.path} ({left_out.reason})")
 
 # %% tags=["shows-images"] id="samples"
@@ -99,7 +101,7 @@ plt.show()
 # ## 2. 뷰: 한 장을 여러 장처럼
 #
 # **증강**(augmentation)은 그림을 조금씩 뒤집고, 돌리고, 밝기를 바꿔서 모델이 같은 그림만 외우지 못하게 합니다. 이렇게 무작위로 바꾼 한 벌을 **뷰**(view)라고 부르고,
-# 바꾸지 않은 깨끗한 뷰를 0번으로 둡니다. 난수는 (seed, 뷰 번호, 파일 이름)에서 나오므로 같은 뷰는 언제 그려도 같습니다. 바꾼 뒤에도 **같은 표정으로 읽히는지** 보세요.
+# 크기만 맞춘 깨끗한 뷰를 0번으로 둡니다. 난수는 (seed, 뷰 번호, 파일 이름)에서 나오므로 같은 뷰는 언제 그려도 같습니다. 돌리고 남은 모서리는 검게 채워집니다. 바꾼 뒤에도 **같은 표정으로 읽히는지** 보세요.
 
 # %% tags=["shows-images"] id="views"
 # @inline transferlab.views: faces_augmentation, render_view
@@ -123,7 +125,8 @@ plt.show()
 # ```
 #
 # 얼린다는 것은 기울기를 끄는 것만이 아닙니다. `requires_grad=False`만으로는 BatchNorm의 이동 평균이 학습 중에 계속 바뀌므로 **eval 모드**로 두어야 합니다.
-# 정말 얼었는지는 파라미터와 버퍼 전체의 해시가 학습 뒤에도 같은지로 확인합니다. 가중치의 출처도 꼭 읽어 보세요. `random`이라면 무작위 초기화(전이 학습 아님)입니다.
+# 정말 얼었는지는 파라미터와 버퍼 전체의 해시가 학습 뒤에도 같은지로 확인합니다. 가중치의 출처도 꼭 읽어 보세요. `random`이라면 무작위 초기화(전이 학습 아님)입니다. (저장소에 올라온 결과는 허브의 ImageNet 가중치가 아니라
+# 아래에 적힌 대체 가중치로 얻은 것입니다. `auto`로 직접 실행하면 값이 달라집니다.)
 
 # %% id="model-parts"
 # @inline transferlab.backbones: normalize, FrozenFeatures, make_head
@@ -170,7 +173,8 @@ print(f"보통의 에포크: {ordinary_seconds:.1f}초, 손실 {ordinary_loss:.4
 
 # %% [markdown] id="kept-text"
 # 백본은 얼어 있으므로 **같은 뷰의 특징은 언제나 같습니다.** 한 번 계산해서 보관하면 됩니다. 아래 `train_epoch`은 위와 같은 반복문이고, 백본을 부르는 줄만 없습니다.
-# 같은 뷰, 같은 순서, 같은 드롭아웃이니 손실도 같아야 합니다(bf16이나 fp16으로 뷰를 계산하는 기계에서는 그 정밀도만큼만 다릅니다).
+# 같은 뷰, 같은 순서, 같은 드롭아웃이니 손실도 같아야 합니다(bf16이나 fp16으로 뷰를 계산하는 기계에서는 그 정밀도만큼만 다릅니다). 백본을 한 번 돌리는 시간은 그대로 듭니다.
+# 빨라지는 것은 **그 뷰를 다시 쓸 때부터**입니다. 시간이 어디에 들지 짐작한 답이 맞았나요?
 
 # %% id="kept"
 # @inline transferlab.train: train_epoch, score
@@ -183,15 +187,15 @@ kept_loss, _ = train_epoch(head, optimizer, x, frozen.labels("train"), order.spl
 kept_seconds = time.perf_counter() - started
 tolerance = 1e-3 if frozen.precision == torch.float32 else 5e-2
 assert abs(kept_loss - ordinary_loss) < tolerance, "보관한 특징과 보통의 반복문이 다릅니다"
-times = f"{ordinary_seconds / kept_seconds:.0f}배 빠름"
-print(f"보관한 특징: {kept_seconds:.3f}초({times}), 손실 {kept_loss:.4f}")
+once = frozen.features("train", view=1, seconds=True)
+print(f"특징 계산 {once:.1f}초(한 번), 보관한 에포크 {kept_seconds:.3f}초, 손실 {kept_loss:.4f}")
 
 # %% [markdown] id="train-text"
 # ## 5. 학습
 #
 # 보통의 반복문은 에포크마다 새 뷰를 뽑습니다. 여기서는 깨끗한 뷰와 증강한 뷰 `views`벌을 **돌려 씁니다**(에포크 e는 뷰 `e % (views + 1)`). 뷰마다 처음 한 번만 백본이 돌고, 두 번째 바퀴부터는
-# 눈 깜짝할 사이에 지나갑니다. 잃는 것이 없을까요? 데이터와 백본 여섯 짝을 교차 검증해 보니, 뷰 4벌을 돌려 쓴 쪽이 에포크마다 새 뷰를 쓴 쪽보다 0.35%포인트
-# (95% 구간 −0.21~+0.91) 높았습니다. 차이가 있다고 할 수 없고, 백본은 31번 대신 5번만 돕니다.
+# 눈 깜짝할 사이에 지나갑니다. 잃는 것이 없을까요? 이 연구의 교차 검증(데이터와 백본 여섯 짝)에서는 뷰 4벌을 돌려 쓴 쪽이 에포크마다
+# 새 뷰를 쓴 쪽보다 0.35%포인트(95% 구간 −0.21~+0.91) 높아서, 나빠졌다는 증거는 없었습니다. 다만 이 규칙은 그 데이터를 본 뒤에 골랐습니다. 30에포크라면 백본은 31번이 아니라 5번만 돕니다.
 #
 # 검증 손실이 5에포크 동안 나아지지 않으면 멈추고(**조기 종료**), 가장 낮았던 에포크의 가중치로 되돌립니다. 늘 같은 헤드에서 시작하므로 몇 번을 실행해도 같은 값이 나옵니다.
 
@@ -204,10 +208,10 @@ def report(row):
     print(f"에포크 {row['epoch']:2}: 검증 손실 {row['val_loss']:.3f}, 정확도 {row['val_acc']:.1%}")
 
 
-if frozen.asked != (weights, image_set, seed):
-    frozen = NotYet("설정이나 그림이 바뀌었습니다. ‘3. 모델’부터 다시 실행하세요.")
+if frozen.asked != (weights, image_set.digest, seed, repr(augmentation)) or loaded != data_dir:
+    frozen = NotYet("설정이나 그림이 바뀌었습니다. ‘1. 데이터’부터 다시 실행하세요.")
 run = train_head(frozen, epochs=epochs, views=views, report=report)
-assert state_hash(frozen.lower) == frozen.hash, "얼린 부분이 바뀌었습니다"
+print("얼린 부분의 해시가 그대로인가:", state_hash(frozen.lower) == frozen.hash)
 
 # %% [markdown] id="curves-text"
 # ## 6. 학습 곡선
@@ -223,7 +227,8 @@ plt.show()
 # ## 7. 무엇을 무엇으로 착각하는가
 #
 # 가로줄은 실제 클래스, 세로줄은 모델의 답입니다. **대각선 밖에서 짙은 칸**이 자주 틀리는 짝입니다. 처음에 짐작한 짝이 맞았나요?
-# 그림 수가 클래스마다 다르므로 정확도와 함께, 클래스별 F1을 고르게 평균한 **macro-F1**도 보세요.
+# 다만 그림이 많은 클래스의 줄은 저절로 짙어집니다. F1은 정밀도(그렇다고 답한 것 가운데 맞은 비율)와 재현율(실제로 그런 것 가운데 찾아낸 비율)의 조화 평균이고,
+# 클래스별 F1을 고르게 평균한 것이 **macro-F1**입니다.
 
 # %% id="confusion"
 plot_confusion(run)
@@ -233,10 +238,11 @@ plt.show()
 # ## 8. 어느 숫자를 믿을 것인가
 #
 # 가장 높은 정확도(highest)를 적고 싶지만, 그것은 검증 그림을 여러 번 들여다보고 고른 낙관적인 값입니다. 이 연구는 **검증 손실이 가장 낮은 에포크**(best)의 값을 적습니다.
-# `gap`(학습 − 검증)이 best에서 last로 가며 어떻게 변하는지, 그리고 95% 구간이 얼마나 넓은지 보세요. 구간의 폭은 검증 그림의 수가 정합니다.
+# best도 같은 검증 그림으로 에포크를 골랐으니 조금은 낙관적이고, 95% 구간에는 이 몫이 들어 있지 않습니다. `gap`(학습 − 검증, %포인트)이 best에서 last로 가며 어떻게 변하는지,
+# 구간이 얼마나 넓은지 보세요. 구간의 폭은 주로 검증 그림의 수가 정합니다.
 #
 # 헤드가 꺼내 쓴 것이 특징이 아는 전부일까요? 마지막 줄은 같은 깨끗한 특징에 **규제를 건 로지스틱 회귀**를 맞춘 것입니다. 규제의 세기 C는 학습 그림 안에서만 고르고,
-# 검증 그림은 한 번만 봅니다. 이 줄이 헤드보다 높다면, 모자란 것은 특징이 아니라 30에포크의 Adam입니다.
+# 검증 그림은 한 번만 봅니다. 이 줄이 헤드보다 눈에 띄게 높다면 특징에는 헤드가 미처 꺼내지 못한 것이 남아 있을 수 있습니다. 두 구간이 크게 겹친다면 아직 그렇게 말할 수 없습니다.
 
 
 # %% id="numbers"
@@ -248,7 +254,7 @@ def interval(correct, n):
 chosen = [run.best, len(run.history), run.history["val_acc"].idxmax()]
 table = run.history.loc[chosen, ["train_acc_clean", "val_acc", "val_loss"]].reset_index()
 table["gap"] = table["train_acc_clean"] - table["val_acc"]
-percent = dict.fromkeys(["train_acc_clean", "val_acc", "gap"], "{:.1%}")
+percent = dict.fromkeys(["train_acc_clean", "val_acc"], "{:.1%}") | {"gap": "{:+.1%}p"}
 display(table.set_axis(["best", "last", "highest"]).style.format(percent, precision=3))
 correct = (run.logits.argmax(dim=1) == run.frozen.labels("val")).sum().item()
 print("best:", interval(correct, len(run.logits)))
@@ -278,10 +284,10 @@ if mount_drive:
 # %% [markdown] id="picture-text"
 # ## 10. 내 그림
 #
-# `my_image`에 그림 경로를 적고 이 칸만 다시 실행하세요(Colab이라면 `upload`를 켜세요). 비워 두면 검증 그림 한 장을 씁니다.
+# `my_image`에 그림 경로를 적고 아래 칸만 다시 실행하세요(Colab이라면 `upload`를 켜세요). 비워 두면 검증 그림 한 장을 씁니다.
 #
-# 아래 줄은 모델이 보기에 **가장 비슷한 학습 그림 다섯 장**입니다. 답이 틀렸다면 여기서 까닭을 찾아보세요. 표정이 아니라 구도나 그림체, 머리 모양이 닮은 그림이 모였다면
-# 백본은 표정 말고 다른 것을 보고 있는 것입니다. 확률이 높다고 맞는 답도 아닙니다. 처음 보는 종류의 그림에도 확률의 합은 늘 100%입니다.
+# 아랫줄은 백본의 특징이 **가장 비슷한 학습 그림 다섯 장**입니다(평균을 뺀 특징의 코사인 유사도). 답이 틀렸다면 여기서 까닭을 찾아보세요. 표정이 아니라 구도나 그림체,
+# 머리 모양이 닮은 그림이 모였다면 백본이 표정보다 그것을 더 크게 보고 있다는 실마리입니다. 확률이 높다고 맞는 답도 아닙니다. 처음 보는 종류의 그림에도 확률의 합은 늘 100%입니다.
 
 # %% tags=["shows-images"] id="picture"
 my_image = ""  # @param {type:"string"}
@@ -293,26 +299,26 @@ if upload:
 images, val = run.frozen.image_set, run.frozen.fold.val[0]
 image = read_image(Path(my_image))[0] if my_image else images.images[val]
 truth = images.classes[images.labels[val]]
-plot_answer(run, image, my_image or f"validation image, in truth {truth}")
+plot_answer(run, image, my_image or f"validation image, true class {truth}")
 
 # %% [markdown] id="summary"
 # ## 정리
 #
-# - **얼렸다**는 것은 기울기를 끄고 eval 모드로 두어 해시 하나 바뀌지 않는다는 뜻입니다(3, 5).
+# - **얼렸다**는 것은 기울기를 끄고 eval 모드로 두어 값 하나 바뀌지 않는다는 뜻이고, 해시로 확인합니다(3, 5).
 # - 얼린 부분의 출력은 그림과 뷰가 정해지면 상수이므로 **뷰마다 한 번만** 계산합니다. 남는 일은 헤드 학습뿐입니다(4, 5).
 # - **과적합**은 학습과 검증의 틈이고, 적을 값은 검증 손실이 가장 낮은 에포크의 정확도와 **그 구간**입니다(6, 8).
 # - 같은 특징에서도 헤드와 로지스틱 회귀는 다른 것을 꺼냅니다. 백본을 견줄 때는 **무엇으로 쟀는지**도 함께 적어야 합니다(8).
 #
 # ## 연습 문제
 #
-# **1. 조기 종료를 끄면?** 5의 마지막 칸을 `train_head(frozen, epochs=100, views=views, patience=0, report=report)`로 바꾸고 5의 마지막 칸부터 8까지 다시 실행하세요.
+# **1. 조기 종료를 끄면?** 5의 마지막 칸에서 `run = …` 줄만 `run = train_head(frozen, epochs=100, views=views, patience=0, report=report)`로 바꾸고 그 칸부터 8까지 다시 실행하세요. 끝나면 되돌려 놓으세요.
 #
-# <details><summary>답</summary>고른 에포크는 그대로이거나 조금 뒤로 갈 뿐입니다. 그 뒤로는 학습 정확도만 오르고 검증 손실은 나빠집니다. 벌어지는 틈, 그것이 과적합입니다.</details>
+# <details><summary>답</summary>고른 에포크는 그대로이거나 더 뒤로 갑니다. 뒤로 갈수록 학습 정확도는 오르는데 검증 손실은 나아지지 않거나 나빠집니다. 벌어지는 틈, 그것이 과적합입니다.</details>
 #
 # **2. 증강이 없으면?** 설정을 `views = 0`으로 바꾸고 설정, 5의 마지막 칸, 6, 8을 다시 실행하세요. 백본은 한 번도 돌지 않습니다. 왜일까요?
 #
-# <details><summary>답</summary>깨끗한 뷰의 특징은 이미 보관되어 있기 때문입니다. 정확도의 차이를 95% 구간의 폭과 견주어 보세요. 차이가 구간보다 작다면 이 그림들로는 증강이 도움이 되었다고도 해가 되었다고도 말할 수 없습니다.</details>
+# <details><summary>답</summary>깨끗한 뷰의 특징은 이미 보관되어 있기 때문입니다. 정확도의 차이가 구간의 폭보다 훨씬 작다면 이 한 번으로 증강이 도움이 되었다고도 해가 되었다고도 하기 어렵습니다. 제대로 가리려면 02번의 5처럼 같은 그림에서 짝지어 보세요.</details>
 #
-# **3. 학습률을 바꾸면?** 5의 마지막 칸에 `lr=1e-2`와 `lr=1e-4`를 넣어 보고(`train_head(frozen, epochs=epochs, views=views, lr=1e-2, report=report)`) 6의 손실 곡선을 견주세요.
+# **3. 학습률을 바꾸면?** 5의 마지막 칸에서 `run = …` 줄을 `run = train_head(frozen, epochs=epochs, views=views, lr=1e-2, report=report)`로 바꾸고 그 칸과 6을 다시 실행하세요. `lr=1e-4`로도 해 보고 손실 곡선을 견주세요.
 #
-# <details><summary>답</summary>크면 곡선이 튀고 금세 과적합합니다. 작으면 매끈하지만 정해진 에포크 안에 다 배우지 못해 학습 정확도까지 낮습니다. 덜 배운 것은 과적합이 아닙니다.</details>
+# <details><summary>답</summary>크면 곡선이 튀고, 일찍 과적합하거나 제대로 배우지 못한 채 멈추기도 합니다. 작으면 매끈하지만 정해진 에포크 안에 다 배우지 못해 학습 정확도까지 낮습니다. 덜 배운 것은 과적합이 아닙니다.</details>

@@ -237,6 +237,41 @@ def test_every_click_may_be_repeated(number, image_folder, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_02_compares_no_two_different_trainings(image_folder, tmp_path, monkeypatch):
+    """Interrupted in its second backbone after the seed was changed, it keeps both as they were."""
+    notebook = read("02")
+    set_parameters(notebook, SMALL | {"data_dir": str(image_folder)})
+    place = [one.id for one in notebook.cells].index("runs")
+    source = cell(notebook, "runs").source
+    stop = "before, passed = FrozenBackbone.compute, []\n" + INTERRUPT_SECOND
+    added = [
+        new_code_cell("seed = 7\n" + stop),
+        new_code_cell(source, metadata={"tags": ["raises-exception"]}),
+        new_code_cell("assert (resnet.frozen.seed, densenet.frozen.seed) == (42, 42)"),
+        new_code_cell("FrozenBackbone.compute = before"),
+        new_code_cell(source),
+        new_code_cell("assert (resnet.frozen.seed, densenet.frozen.seed) == (7, 7)"),
+        new_code_cell("data_dir = 'another folder'"),
+        new_code_cell(source, metadata={"tags": ["raises-exception"]}),
+    ]
+    notebook.cells = notebook.cells[: place + 1] + added
+    execute(notebook, tmp_path, monkeypatch)
+    assert any(output.get("ename") == "KeyboardInterrupt" for output in added[1].outputs)
+    (message,) = shown_errors(added[-1])
+    assert "‘1. 데이터’부터 다시 실행하세요" in message and "Traceback" not in message
+
+
+INTERRUPT_SECOND = """
+def compute(self, images, view):
+    passed.append(self.name)
+    if self.name == "densenet121":
+        raise KeyboardInterrupt
+    return before(self, images, view)
+FrozenBackbone.compute = compute
+"""
+
+
+@pytest.mark.slow
 def test_changed_settings_act_on_the_next_run_of_the_training_cell(
     image_folder, tmp_path, monkeypatch
 ):
@@ -256,7 +291,7 @@ def test_changed_settings_act_on_the_next_run_of_the_training_cell(
     notebook.cells.append(stale)
     execute(notebook, tmp_path, monkeypatch)
     (message,) = shown_errors(stale)
-    assert "‘3. 모델’부터 다시 실행하세요" in message and "Traceback" not in message
+    assert "‘1. 데이터’부터 다시 실행하세요" in message and "Traceback" not in message
 
 
 @pytest.mark.slow
@@ -296,7 +331,9 @@ def test_03_skips_and_names_a_backbone_without_weights(image_folder, tmp_path, m
     notebook.cells = notebook.cells[: place + 1]
     execute(notebook, tmp_path, monkeypatch)
     text = printed(cell(notebook, "runs"))
-    assert all(f"건너뜀: no weights for {name}: " in text for name in MODELS["03"])
+    assert all(
+        f"건너뜀: no weights for {name} in {name}.safetensors" in text for name in MODELS["03"]
+    )
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def load_images(
     names = {part: [child.name for child in children] for part, children in listed.items()}
     classes = min(names.values())
     if len(classes) < 2 or max(names.values()) != classes or not "".join(classes).isprintable():
-        raise DataError(f"{folder}: needs two or more classes, printable, same in both: {names!a}")
+        raise DataError(f"{folder}: needs two or more classes, printable, same in both: {names}")
     images: list[Any] = []
     found: list[tuple[str, int, str]] = []
     rejected: list[Rejected] = []

@@ -172,7 +172,8 @@ def study_record(
     trained = sum(tensor.numel() for tensor in head.values())
     settings = Settings(**described.settings)
     labels = described.val_labels
-    correct = sum(map(int.__eq__, labels, described.val_predictions))
+    pairs = zip(labels, described.val_predictions, strict=True)
+    correct = sum(label == predicted for label, predicted in pairs)
     data, split_hash, n_train = described_data(described, folder, augmentation)
     return StudyRecord(
         stamp=stamp,

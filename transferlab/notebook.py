@@ -88,7 +88,7 @@ class FrozenBackbone:
         seed: int,
     ) -> None:
         self.name = name
-        self.asked = (weights, image_set, seed)
+        self.asked = (weights, image_set.digest, seed, repr(augmentation))
         self.image_set = image_set
         self.augmentation = augmentation
         self.seed = seed  # of the split, the views, the head, the order and the dropout
@@ -114,7 +114,7 @@ class FrozenBackbone:
         """Features [n, D] of the "train" or "val" images in a view, or the seconds they took."""
         transform = self.augmentation.train if view else self.augmentation.clean
         of_what = (self.hash, self.weights["timm_name"], self.image_set.digest)
-        key = (*of_what, repr(transform), self.seed, part, view)  # a lambda prints its address
+        key = (*of_what, repr(transform), self.seed, part, view)
         if key not in self.kept:
             started = time.perf_counter()
             blocks = getattr(self.fold, part).split(32)
@@ -199,7 +199,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
         "accuracy": f"{best['val_acc']:.1%}",
         "95% interval": f"{interval.low:.1%}–{interval.high:.1%}",
         "macro-F1": f"{f1:.1%}",
-        "gap": f"{best['train_acc_clean'] - best['val_acc']:+.1%}",
+        "gap": f"{best['train_acc_clean'] - best['val_acc']:+.1%}p",
         "best / epochs": f"{run.best} / {len(run.history)}",
         "weights": run.frozen.weights["label"],
     }

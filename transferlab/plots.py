@@ -28,7 +28,7 @@ COLORS = {"resnet50": "#0072B2", "densenet121": "#D55E00", "efficientnet_lite0":
 def use_fonts() -> list[str]:
     """Draws Korean and other names in the installed fonts that have them -> the fonts' names."""
     plt.rcParams["text.parse_math"] = False  # a class may be called $1
-    found = [path for path in font_manager.findSystemFonts() if re.search("CJK|Nanum|Goth", path)]
+    found = [f for f in font_manager.findSystemFonts() if re.search("CJK|Nanum|malgun|AppleSD", f)]
     for path in found:
         font_manager.fontManager.addfont(path)
     names = sorted({font_manager.FontProperties(fname=path).get_name() for path in found})
@@ -43,7 +43,7 @@ def plot_class_counts(image_set: ImageSet, fold: Fold) -> None:
     table = pd.crosstab(names, parts, rownames=[""], colnames=[""], dropna=False)
     most, share = table["validation"].idxmax(), table["validation"].max() / len(fold.val)
     title = f"Always answering “{most}” is right for {share:.1%}"
-    look = {"figsize": (9, 2.3), "rot": 0, "width": 0.8, "color": ["#333333", "#888888"]}
+    look = {"figsize": (9, 1.9), "rot": 0, "width": 0.8, "color": ["#333333", "#888888"]}
     for bars in table.plot.bar(title=title, ylabel="images", **look).containers:
         plt.gca().bar_label(bars, label_type="center", color="white")
 
@@ -66,6 +66,7 @@ def plot_images(
 
 def plot_curves(run: Run) -> plt.Figure:
     """Learning curves: the validation images solid, the training images dashed, both clean."""
+    where = f"at the lowest validation loss, epoch {run.best} of {len(run.history)}"
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.4), layout="constrained")
     units = {"loss": "cross-entropy (nats)", "acc": "accuracy (%)"}
     for axis, (kind, unit) in zip(axes, units.items()):
@@ -74,7 +75,6 @@ def plot_curves(run: Run) -> plt.Figure:
         color = COLORS.get(run.frozen.name, GREY)
         lines.plot(ax=axis, style=["-", "--"], color=color, ylabel=unit, legend=kind == "loss")
         axis.axvline(run.best, color=GREY, linewidth=0.8)
-    where = f"at the lowest validation loss, epoch {run.best} of {len(run.history)}"
     figure.suptitle(f"Accuracy {run.history.val_acc[run.best]:.1%} {where}")
     figure.supxlabel(run.frozen.caption, fontsize=8, color=GREY)
     return figure
@@ -87,7 +87,7 @@ def plot_confusion(run: Run) -> plt.Figure:
     scored["labels"] = range(len(classes))
     size = (5 + 0.8 * len(classes), 2.5 + 0.3 * len(classes))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
-    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 45, "ax": left}
+    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": "vertical", "ax": left}
     ConfusionMatrixDisplay.from_predictions(**scored, display_labels=classes, **look)
     f1 = 100 * f1_score(**scored, average=None, zero_division=0)
     bars = right.barh(classes, f1, color=COLORS.get(run.frozen.name, GREY))
@@ -115,9 +115,9 @@ def plot_runs(runs: Sequence[Run]) -> plt.Figure:
     left.set(xlabel="epoch", ylabel="validation loss (nats)")
     left.legend(frameon=False, fontsize=8)
     right.set(xlabel=f"accuracy (%) of {n} images, 95% interval", ylim=(len(runs) - 0.4, -0.6))
-    best = max(bounds, key=lambda name: bounds[name][1])
-    near = sum(one[2] >= bounds[best][0] for one in bounds.values()) - 1
-    figure.suptitle(f"{best} is highest; {near} of {len(runs) - 1} others overlap with it")
+    ranked = sorted(bounds, key=lambda name: -bounds[name][1])
+    lead = bounds[ranked[0]][1] - bounds[ranked[-1]][1]
+    figure.suptitle(f"{ranked[0]} is highest, {lead:.1f} points above {ranked[-1]}")
     labels = ", ".join(f"{run.frozen.name}: {run.frozen.weights['label']}" for run in runs)
     figure.supxlabel(f"{runs[0].frozen.image_set.name} | {labels}", fontsize=8, color=GREY)
     return figure
@@ -138,7 +138,7 @@ def plot_answer(run: Run, image: torch.Tensor, title: str) -> None:
     right.bar_label(bars, fmt="%.0f%%", padding=2)
     right.set(xlim=(0, 115), xlabel="probability (%)")
     right.invert_yaxis()
-    figure.suptitle(f"“{images.classes[shares.argmax()]}”, {shares.max():.0f}%")
+    figure.suptitle(f"“{images.classes[shares.argmax()]}” {shares.max():.0f}% | {frozen.caption}")
     known = frozen.features("train")
     likeness = F.cosine_similarity(x - known.mean(dim=0), known - known.mean(dim=0)).cpu()
     near = frozen.fold.train[likeness.argsort(descending=True)[:5]]

@@ -214,7 +214,7 @@ def run_notebook(source: Path, copy: Path, parameters: dict[str, Any]) -> None:
             cwd=str(copy.parent),
         )
     except papermill.PapermillExecutionError as error:
-        kinds: list[type] = [UserError, NotYet, *UserError.__subclasses__()]
+        kinds: set[type] = {UserError, NotYet, *UserError.__subclasses__()}
         ours = {kind.__name__ for kind in kinds}
         message = error.evalue if error.ename in ours else f"{error.ename}: {error.evalue}"
         done = f"executed as far as that: {copy}"
