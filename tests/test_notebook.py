@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 import types
 import warnings
 from dataclasses import asdict, replace
@@ -463,6 +464,18 @@ def test_a_backbone_says_what_it_was_asked_for(drawn, tiny_file):
 def test_a_training_without_a_best_epoch_is_one_line(drawn, wrong):
     with pytest.raises(UserError, match="no epoch, or a loss that is no number"):
         train(freeze(drawn), **wrong)
+
+
+def test_the_seconds_of_an_epoch_hold_no_features(drawn, monkeypatch):
+    compute = FrozenBackbone.compute
+
+    def slowly(self, images, view):
+        time.sleep(0.5)
+        return compute(self, images, view)
+
+    monkeypatch.setattr(FrozenBackbone, "compute", slowly)
+    monkeypatch.setattr(FrozenBackbone, "kept", {})
+    assert train(freeze(drawn), epochs=3).history.seconds.max() < 0.5
 
 
 def test_of_equal_epochs_the_first_is_best(drawn):

