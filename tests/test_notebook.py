@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 from torchvision.transforms import v2
 
-from transferlab import notebook, plots, pretrained
+from transferlab import described, notebook, plots, pretrained
 from transferlab.backbones import count_parameters, create_backbone, make_head
 from transferlab.commands.run import NOTEBOOKS, list_outputs, read_records, summarise
 from transferlab.data import load_images, split_images
 from transferlab.described import (
+    Given,
     load_model,
     read_description,
     study_record,
@@ -777,7 +778,8 @@ def test_a_model_and_a_description_that_do_not_belong_together(saved):
 
 def record_of(files, folder, weights, augmentation=FACES):
     model = files["model_best.safetensors"]
-    return study_record(model, folder=folder, weights=str(weights), augmentation=augmentation)
+    given = Given(folder=folder, weights=str(weights), augmentation=augmentation)
+    return study_record(model, given)
 
 
 def test_the_studys_record_says_what_its_parts_say(run, saved, drawn, drawn_folder, weights_folder):
@@ -860,13 +862,13 @@ def test_other_views_than_the_librarys_give_no_record(other, saved, drawn_folder
 
 def test_a_summary_is_written_once(saved, drawn_folder, weights_folder, tmp_path):
     model = saved["model_best.safetensors"]
-    how = {"folder": drawn_folder, "weights": str(weights_folder), "augmentation": FACES}
-    path = write_summary(model, **how)
+    given = Given(folder=drawn_folder, weights=str(weights_folder), augmentation=FACES)
+    path = write_summary(model, given)
     assert path == tmp_path / f"out/result/{RESNET}_summary_20260101_000000.json"
     record = from_plain(StudyRecord, read_plain(path))
-    assert record == study_record(model, **how)
+    assert record == study_record(model, given)
     with pytest.raises(UserError, match="is not overwritten"):
-        write_summary(model, **how)
+        write_summary(model, given)
 
 
 def test_the_command_makes_a_record_of_every_run_that_a_notebook_saved(
@@ -885,6 +887,25 @@ def test_the_command_makes_a_record_of_every_run_that_a_notebook_saved(
     summarise(one, list_outputs(tmp_path) - before, parameters)
     (record,) = read_records(sorted(list_outputs(tmp_path)))
     assert (record.stamp, record.epochs_run) == ("20260101_000001", 2)
+
+
+def test_of_several_runs_the_images_are_read_once(
+    drawn, drawn_folder, stamps, tmp_path, monkeypatch
+):
+    one = NOTEBOOKS["01"]
+    frozen = freeze(drawn, augmentation=one.dataset.augmentation(224))
+    for part in ("model", "result", "img"):
+        (tmp_path / part).mkdir()
+    for epochs in (1, 2):
+        save_run(train(frozen, epochs=epochs), tmp_path, {})
+    read = []
+    load = described.load_folder
+    monkeypatch.setattr(
+        described, "load_folder", lambda folder: read.append(folder) or load(folder)
+    )
+    summarise(one, list_outputs(tmp_path), {"data_dir": str(drawn_folder), "weights": "none"})
+    assert len(read_records(sorted(list_outputs(tmp_path)))) == 2
+    assert read == [drawn_folder]
 
 
 # ---- figures ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a notebook says of a run that it has saved, and the study's record that is made of it."""
 
+import functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from .backbones import (
     count_parameters,
     make_head,
 )
-from .data import Rejected, split_images
+from .data import ImageSet, Rejected, split_images
 from .decoded import load_folder
 from .errors import UserError
 from .machine import this_machine
@@ -87,6 +88,20 @@ class SavedModel:
     description: RunDescription
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a notebook was given, the same for every run that it saves."""
+
+    folder: Path  # of images
+    weights: str  # a folder of NAME.safetensors, or "none"
+    augmentation: Augmentation
+
+    @functools.cached_property
+    def image_set(self) -> ImageSet:
+        """Its images, read once."""
+        return load_folder(self.folder)
+
+
 def read_description(model: Path) -> RunDescription:
     """The description of a saved model.
 
@@ -125,7 +140,7 @@ def load_model(path: str | Path) -> SavedModel:
 
 
 def weights_info(described: RunDescription, weights: str) -> WeightsInfo:
-    """The weights of a run; `weights` is what its notebook was given: a folder, or "none"."""
+    """The weights of a run, from those that its notebook was given."""
     told = described.weights
     digest = described.frozen_hash[0]
     file = Path(weights) / f"{told.name}.safetensors"
@@ -135,29 +150,26 @@ def weights_info(described: RunDescription, weights: str) -> WeightsInfo:
     return WeightsInfo(**asdict(told), sha256=digest)
 
 
-def described_data(
-    described: RunDescription, folder: Path, augmentation: Augmentation
-) -> tuple[DataInfo, str, int]:
+def described_data(described: RunDescription, given: Given) -> tuple[DataInfo, str, int]:
     """The images of a run as its record says them, the hash of their split, and how many train.
 
     Raises:
         UserError: the images, or how the notebook draws them, are others than here.
     """
-    image_set = load_folder(folder)
-    told = described.data
-    if image_set.digest != told.digest:
-        raise UserError(f"the images of {folder} have changed since the notebook read them")
-    if printed(augmentation) != described.augmentation:
-        raise UserError(f"the notebook draws other views than {augmentation.name}: build it anew")
+    image_set = given.image_set
+    if image_set.digest != described.data.digest:
+        raise UserError(f"the images of {given.folder} have changed since the notebook read them")
+    if printed(given.augmentation) != described.augmentation:
+        name = given.augmentation.name
+        raise UserError(f"the notebook draws other views than {name}: build it anew")
     fold = split_images(image_set, seed=described.seed)
-    return data_info(image_set, augmentation), hash_of_split(image_set, fold), len(fold.train)
+    data = data_info(image_set, given.augmentation)
+    return data, hash_of_split(image_set, fold), len(fold.train)
 
 
-def study_record(
-    model: Path, *, folder: Path, weights: str, augmentation: Augmentation
-) -> StudyRecord:
-    """The study's record of a run, from what its notebook has written beside `model`, from its
-    images in `folder` and the `weights` that it was given.
+def study_record(model: Path, given: Given) -> StudyRecord:
+    """The study's record of a run, from what its notebook has written beside `model` and what it
+    was given.
 
     Raises:
         UserError: as `read_description` and `described_data`.
@@ -174,11 +186,11 @@ def study_record(
     labels = described.val_labels
     pairs = zip(labels, described.val_predictions, strict=True)
     correct = sum(label == predicted for label, predicted in pairs)
-    data, split_hash, n_train = described_data(described, folder, augmentation)
+    data, split_hash, n_train = described_data(described, given)
     return StudyRecord(
         stamp=stamp,
         data=(data,),
-        weights=(weights_info(described, weights),),
+        weights=(weights_info(described, given.weights),),
         machine=replace(this_machine(), precision=described.precision),
         settings=settings,
         seed=described.seed,
@@ -206,12 +218,12 @@ def study_record(
     )
 
 
-def write_summary(model: Path, *, folder: Path, weights: str, augmentation: Augmentation) -> Path:
+def write_summary(model: Path, given: Given) -> Path:
     """Writes the study's record of a run as result/NAME_summary_STAMP.json.
 
     Raises:
         UserError: as `study_record`; that file exists already.
     """
-    record = study_record(model, folder=folder, weights=weights, augmentation=augmentation)
+    record = study_record(model, given)
     name = f"{record.model}_summary_{record.stamp}.json"
     return write_text(model.parents[1] / "result" / name, to_json(record))

@@ -18,7 +18,7 @@ from ..artifacts import new_stamp, prepare_out_dir, seconds_text
 from ..backbones import build_from_state
 from ..data import find_dataset
 from ..datasets import FACES, INSECTS, Dataset
-from ..described import write_summary
+from ..described import Given, write_summary
 from ..download import DownloadError
 from ..errors import UserError
 from ..notebook import NotYet
@@ -230,14 +230,13 @@ def summarise(one: Notebook, written: set[Path], parameters: dict[str, Any]) -> 
     Raises:
         UserError: as `write_summary`.
     """
-    for model in sorted(path for path in written if "_best_" in path.name):
-        if model.suffix == ".safetensors":
-            write_summary(
-                model,
-                folder=Path(parameters["data_dir"]),
-                weights=parameters["weights"],
-                augmentation=one.dataset.augmentation(224),
-            )
+    given = Given(
+        folder=Path(parameters["data_dir"]),
+        weights=parameters["weights"],
+        augmentation=one.dataset.augmentation(224),
+    )
+    for model in sorted(path for path in written if path.match("*_best_*.safetensors")):
+        write_summary(model, given)
 
 
 def list_outputs(out: Path) -> set[Path]:
