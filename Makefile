@@ -12,7 +12,8 @@ PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check $(call op
 
 .PHONY: help run test lint notebooks publish report
 help:
-	@echo "make run        execute the three notebooks   [DATA=DIR] [WEIGHTS=DIR] [ONLY=01] [EPOCHS=30] [VIEWS=4] [SEED=42] [OUT=DIR]"
+	@echo "make run        execute the three notebooks   [DATA=DIR] [WEIGHTS=DIR] [ONLY=01] [EPOCHS=30] [VIEWS=4] [SEED=42] [OUT=DIR] [FRESH=1]"
+	@echo "                an interrupted one goes on where it stopped; FRESH=1 also runs again what is finished"
 	@echo "make test       lint, notebooks up to date, tests"
 	@echo "make lint       ruff check, ruff format --check, mypy"
 	@echo "make notebooks  rebuild the notebooks from notebooks/ and transferlab/"
@@ -23,7 +24,7 @@ help:
 
 run: $(VENV)/.run-$(LIST)
 	$(PY) -m transferlab run $(call option,only,$(ONLY)) $(call option,data,$(DATA)) $(call option,weights,$(WEIGHTS)) \
-	  $(call option,epochs,$(EPOCHS)) $(call option,views,$(VIEWS)) $(call option,seed,$(SEED)) $(call option,out,$(OUT))
+	  $(call option,epochs,$(EPOCHS)) $(call option,views,$(VIEWS)) $(call option,seed,$(SEED)) $(call option,out,$(OUT)) $(if $(filter-out 0,$(FRESH)),--fresh)
 
 test: lint
 	$(PY) tools/build_notebooks.py --check

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from transferlab.artifacts import new_stamp, write_figure, write_table, write_text
-from transferlab.data import HeldOutFold, ImageSet, find_dataset, split_images, split_indices
+from transferlab.artifacts import reserved_stamp, write_figure, write_table, write_text
+from transferlab.data import HeldOutFold, ImageSet, find_layout, split_images, split_indices
 from transferlab.datasets import FACES, INSECTS, Dataset
 from transferlab.decoded import load_folder
 from transferlab.errors import UserError
@@ -92,7 +92,7 @@ def load_dataset(data: str | Path, dataset: Dataset) -> ImageSet:
     Raises:
         UserError: `data` lacks it; as `load_folder`.
     """
-    image_set = load_folder(find_dataset(data, dataset.name))
+    image_set = load_folder(find_layout(data, dataset.name).folder)
     if image_set.name != dataset.name:
         advice = "give the folder that holds it"
         raise UserError(f"{data} holds no {dataset.name}, but {image_set.name}: {advice}")
@@ -129,7 +129,7 @@ def make_study(
     size: int = 224,
 ) -> Study:
     """A dataset split as the notebooks split it, at `size` px; features are kept in `store`."""
-    image_set = load_folder(find_dataset(data, dataset.name))
+    image_set = load_folder(find_layout(data, dataset.name).folder)
     return Study(
         renderer=Renderer(image_set, dataset.augmentation(size), seed=seed),
         fold=split_images(image_set, val_size=0.35, seed=seed),
@@ -377,15 +377,15 @@ def write_results(
         UserError: a file exists already, or the folders cannot be written.
     """
     out = prepare_out(out)
-    stamp = new_stamp(out / "result")
-    name = f"{record.kind}_{stamp}"
     rows = pd.DataFrame(table)
-    write_table(out / FOLDER / f"{name}.csv", rows)
-    write_text(out / FOLDER / f"{name}.json", to_json(replace(record, stamp=stamp)))
-    told = f"written: {FOLDER}/{name}.csv, .json"
-    if figure is not None:
-        write_figure(out / f"img/{name}.png", figure)
-        told += f" and img/{name}.png"
+    with reserved_stamp(out) as stamp:
+        name = f"{record.kind}_{stamp}"
+        write_table(out / FOLDER / f"{name}.csv", rows)
+        write_text(out / FOLDER / f"{name}.json", to_json(replace(record, stamp=stamp)))
+        told = f"written: {FOLDER}/{name}.csv, .json"
+        if figure is not None:
+            write_figure(out / f"img/{name}.png", figure)
+            told += f" and img/{name}.png"
     if finished is not None:
         forget(finished)
     print(told)

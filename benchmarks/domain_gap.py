@@ -391,7 +391,8 @@ class Plans:
 def features_of(setup: Setup, pair: Pair) -> FeatureScores:
     """One backbone's features of one dataset."""
     study = setup.studies[pair.dataset]
-    folds = make_folds(study.image_set.labels, k=5, repeats=5, seed=0)
+    images = study.image_set
+    folds = make_folds(images.labels, k=5, repeats=5, seed=0, classes=images.classes)
     planned = setup.infos[pair.model]
     frozen = freeze_planned(planned, study, weights=setup.options.weights)
     return describe_features(frozen, study, folds)

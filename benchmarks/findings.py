@@ -736,7 +736,10 @@ def prepare(options: Options, machine: Machine, store: Store) -> Setup:
     }
     infos = find_weights(options.weights)
     sizes = {"k": options.folds, "repeats": options.repeats, "seed": 0}
-    folds = {name: make_folds(one.image_set.labels, **sizes) for name, one in studies.items()}
+    folds = {}
+    for name, study in studies.items():
+        images = study.image_set
+        folds[name] = make_folds(images.labels, classes=images.classes, **sizes)
     settings = replace(SETTINGS, epochs=options.epochs)
     return Setup(
         options=options,

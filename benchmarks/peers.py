@@ -89,7 +89,7 @@ from benchmarks.peer_systems.table import (
     summarise,
 )
 from transferlab.backbones import create_backbone
-from transferlab.data import ImageSet, find_dataset
+from transferlab.data import ImageSet, find_layout
 from transferlab.datasets import FACES
 from transferlab.decoded import load_folder
 from transferlab.errors import UserError
@@ -148,7 +148,7 @@ def prepare(options: argparse.Namespace) -> Comparison:
     Raises:
         UserError: either cannot be used, or systems would see different images.
     """
-    folder = find_dataset(options.data, FACES.name).resolve()
+    folder = find_layout(options.data, FACES.name).folder.resolve()
     image_set = same_images_for_all(folder)
     weights = check_weights_place(options.weights)
     _, info = create_backbone(options.model, weights)

@@ -71,7 +71,7 @@ from transferlab.backbones import (
     create_backbone,
 )
 from transferlab.commands.options import add_cache, positive
-from transferlab.data import Folds, HeldOutFold, find_dataset
+from transferlab.data import Folds, HeldOutFold, find_layout
 from transferlab.datasets import DATASETS, INSECTS, augmentation_for
 from transferlab.decoded import load_folder
 from transferlab.errors import UserError
@@ -307,7 +307,7 @@ def load_studies(
     held = [name for name in DATASETS if is_at(root, name)]
     studies = {}
     for name in held or [""]:
-        images = load_folder(find_dataset(root, name))
+        images = load_folder(find_layout(root, name).folder)
         studies[images.name] = study_of_all(
             images,
             augmentation_for(images.name),
@@ -362,7 +362,13 @@ def prepare(request: Request) -> Setup:
     if not any(info.measures_transfer for info in infos.values()):
         raise UserError(f"none of {', '.join(infos)} has pretrained weights here: give --weights")
     folds = {
-        name: make_folds(study.image_set.labels, k=options.folds, repeats=1, seed=0)
+        name: make_folds(
+            study.image_set.labels,
+            k=options.folds,
+            repeats=1,
+            seed=0,
+            classes=study.image_set.classes,
+        )
         for name, study in studies.items()
     }
     return Setup(request=request, studies=studies, folds=folds, pairs=pairs, infos=infos)

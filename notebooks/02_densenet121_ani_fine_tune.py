@@ -41,17 +41,21 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-# @inline transferlab.errors: UserError, DataError, WeightsError
+# @inline transferlab.errors: printable, UserError, DataError, WeightsError
 # @inline transferlab.machine: choose_precision
-# @inline transferlab.data: SPLITS, PLACEHOLDER, MAX_SIDE, Rejected, ImageSet, Fold
-# @inline transferlab.data: sub_folders, class_folders, find_image_folder, to_rgb
-# @inline transferlab.data: read_image, printable_path, load_images, split_indices, split_images
+# @inline transferlab.data: SPLITS, PART, IGNORED, PICTURE, MASKS, PLACEHOLDER, MAX_SIDE
+# @inline transferlab.data: MAX_RATIO, MAX_PIXELS, HEIF, REMEDIES, Rejected, Tree, Layout
+# @inline transferlab.data: ImageSet, Fold
+# @inline transferlab.data: some, read_tree, split_parts, holds_pictures, read_below, innermost
+# @inline transferlab.data: has_classes, all_read, find_classes, find_parts, find_layout, white_of
+# @inline transferlab.data: has_band, find_white, to_rgb, read_image, load_images
+# @inline transferlab.data: split_indices, split_images
 # @inline transferlab.download: fetch_from_kaggle
 # @inline transferlab.views: Augmentation, printed
 # @inline transferlab.pretrained: tensor_hash, fetch_from_hub
 # @inline transferlab.features: extract
 # @inline transferlab.notebook: NotYet, load_body, FrozenBackbone, Run
-# @inline transferlab.notebook: describe_run, save_run, copy_to_drive
+# @inline transferlab.notebook: describe_run, save_run, from_colab, copy_to_drive
 # @inline transferlab.plots: GREY, COLORS, use_fonts, plot_images, plot_confusion, plot_runs
 # @inline transferlab.plots: plot_answer
 
@@ -84,8 +88,8 @@ labels = image_set.labels
 print(f"{image_set.name}: 그림 {len(labels)}장, 클래스 {len(image_set.classes)}개")
 if not data_dir and len(labels) != 455:
     print("주의: 연구의 455장과 그림 수가 다릅니다. 받은 폴더를 확인하세요.")
-for left_out in image_set.rejected[:10]:
-    print(f"뺀 파일: {left_out.path} ({left_out.reason})")
+for left_out in [*image_set.notes, *image_set.rejected[:10]]:
+    print(f"알림: {left_out}")
 
 # %% tags=["shows-images"] id="samples"
 two_each = [i for c in labels.unique() for i in torch.where(labels == c)[0][:2]]
@@ -233,11 +237,9 @@ for run, figures in ((resnet, {}), (densenet, compared)):
 my_image = ""  # @param {type:"string"}
 upload = False  # @param {type:"boolean"}
 if upload:
-    from google.colab import files as colab_files
-
-    my_image = next(iter(colab_files.upload()), "")
+    my_image = next(iter(from_colab("files").upload()), "")
 images, val = densenet.frozen.image_set, densenet.frozen.fold.val[0]
-image = read_image(Path(my_image))[0] if my_image else images.images[val]
+image = read_image(Path(my_image), images.white)[0] if my_image else images.images[val]
 title = my_image or f"validation image, true class {images.classes[images.labels[val]]}"
 plot_answer(resnet, image, f"ResNet50: {title}")
 plot_answer(densenet, image, f"DenseNet121: {title}")

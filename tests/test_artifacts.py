@@ -1,7 +1,14 @@
 """The one writer: what a run leaves is whole, new, and under its own stamp."""
 
+import csv
+import errno
+import json
 import math
+import multiprocessing
+import os
 import re
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +20,11 @@ from hypothesis import strategies as st
 
 from transferlab import artifacts
 from transferlab.artifacts import (
-    new_stamp,
     prepare_out_dir,
+    reserved_stamp,
     save_figure,
     seconds_text,
+    without_formula,
     write_figure,
     write_new,
     write_table,
@@ -24,11 +32,20 @@ from transferlab.artifacts import (
 )
 from transferlab.errors import UserError
 from transferlab.features import FROM_DISK
+from transferlab.files import process_mark
 from transferlab.metrics import Interval, accuracy_interval
 from transferlab.published import read_record
 from transferlab.records import StudyRecord
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def dead_mark():
+    """The mark of a process that has just ended."""
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    return process_mark().replace(f"-{os.getpid()}", f"-{process.pid}")
 
 
 @pytest.fixture
@@ -57,20 +74,90 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         prepare_out_dir(tmp_path / "file")
 
 
-def test_a_stamp_is_one_that_no_file_carries(tmp_path, monkeypatch):
-    out = prepare_out_dir(tmp_path)
-    stamps = ["20260101_000000", "20260101_000000", "20260101_000001"]
+@pytest.fixture
+def stamps(monkeypatch):
+    """The clock shows these stamps, one after the other."""
+    stamps = ["20260101_000000", "20260101_000000", "20260101_000001", "20260101_000002"]
     coming = iter(stamps)
     monkeypatch.setattr(artifacts.time, "strftime", lambda form: next(coming))
     monkeypatch.setattr(artifacts.time, "sleep", lambda seconds: None)
-    assert new_stamp(out) == stamps[0]
-    (out / "img" / f"x_{stamps[0]}.png").write_text("")
-    coming = iter(stamps)
-    assert new_stamp(out) == stamps[2]
+    return stamps
+
+
+@pytest.mark.parametrize("place", ["img/x_{}.png", "result/benchmarks/x_{}.csv"])
+def test_a_stamp_is_one_that_no_file_carries(stamps, place, tmp_path):
+    out = prepare_out_dir(tmp_path)
+    carrying = out / place.format(stamps[0])
+    carrying.parent.mkdir(exist_ok=True)
+    carrying.write_text("")
+    with reserved_stamp(out) as stamp:
+        assert stamp == stamps[2]
+    assert carrying.is_file() and not list(out.glob(".*"))
+
+
+def test_a_stamp_is_nobody_elses_while_it_is_held(stamps, tmp_path):
+    with reserved_stamp(tmp_path) as first, reserved_stamp(tmp_path) as second:
+        assert (first, second) == (stamps[0], stamps[2])
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f".{first}", f".{second}"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stamp_that_a_killed_run_holds_is_freed(stamps, tmp_path):
+    for number, owner in ((0, dead_mark()), (2, "other-host-1")):
+        held = tmp_path / f".{stamps[number]}"
+        held.mkdir()
+        (held / "pid").write_text(owner)
+    with reserved_stamp(tmp_path) as stamp:
+        assert stamp == stamps[0]
+    assert [path.name for path in tmp_path.iterdir()] == [f".{stamps[2]}"]  # that may live
+    os.utime(tmp_path / f".{stamps[2]}", (1, 1))
+    prepare_out_dir(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stamp_whose_owner_is_not_to_be_read_is_held(stamps, tmp_path):
+    (tmp_path / f".{stamps[0]}").mkdir()
+    os.mkfifo(tmp_path / f".{stamps[0]}" / "pid")
+    (tmp_path / f".{stamps[2]}").write_text("a file of mine")
+    with reserved_stamp(tmp_path) as stamp:
+        assert stamp == stamps[3]
+
+
+def test_a_stamp_whose_owner_was_killed_before_it_said_who_it_is_is_freed(tmp_path):
+    nameless, filled, new = (tmp_path / f".20260101_00000{number}" for number in range(3))
+    for held in (nameless, filled, new):
+        held.mkdir()
+    (filled / "model.safetensors").write_text("half")  # as a notebook of another process has it
+    for held in (nameless, filled):
+        os.utime(held, (time.time() - 100,) * 2)
+    prepare_out_dir(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [filled.name, new.name]
+
+
+def test_halves_of_characters_are_spelt_out(tmp_path):
+    text = write_text(tmp_path / "a.json", '"\udcff"').read_text(encoding="utf-8")
+    assert json.loads(text) == "\udcff"
+    table = write_table(tmp_path / "a.csv", pd.DataFrame({"a": ["\udcff"]}))
+    assert table.read_text(encoding="utf-8") == "a\n\\udcff\n"
 
 
 def test_a_stamp_sorts_by_time(tmp_path):
-    assert re.fullmatch(r"\d{8}_\d{6}", new_stamp(tmp_path))
+    with reserved_stamp(tmp_path) as stamp:
+        assert re.fullmatch(r"\d{8}_\d{6}", stamp)
+
+
+@pytest.mark.parametrize("stops", [KeyboardInterrupt, UserError("no")])
+def test_a_stamp_is_given_back_in_any_case(tmp_path, stops):
+    with pytest.raises((KeyboardInterrupt, UserError)), reserved_stamp(tmp_path):
+        raise stops
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stamp_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(UserError, match=f"cannot write {place} .*--out"):
+            reserved_stamp(place).__enter__()
 
 
 def test_nothing_is_overwritten(tmp_path, figure):
@@ -86,7 +173,7 @@ def test_nothing_is_overwritten(tmp_path, figure):
         assert (tmp_path / name).read_text() == "old"
 
 
-@pytest.mark.parametrize("stops", [KeyboardInterrupt, OSError, RuntimeError])
+@pytest.mark.parametrize("stops", [KeyboardInterrupt, RuntimeError, SystemExit])
 def test_a_file_appears_whole_or_not_at_all(tmp_path, stops):
     def halfway(temporary):
         temporary.write_text("half")
@@ -96,6 +183,78 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, stops):
     with pytest.raises(stops):
         write_new(tmp_path / "a.json", halfway)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EDQUOT, errno.EIO])
+def test_what_the_disk_refuses_is_one_error_and_leaves_nothing(tmp_path, number):
+    def refuse(temporary):
+        temporary.write_text("half")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(UserError) as error:
+        write_new(tmp_path / "a.json", refuse)
+    text = str(error.value)
+    assert text.startswith(f"cannot write {tmp_path / 'a.json'} ({os.strerror(number)}): make room")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_has_vanished_is_one_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*No such file"):
+        write_text(tmp_path / "gone" / "a.json", "text")
+    (tmp_path / "here").mkdir()
+
+    def vanish(temporary):
+        temporary.write_text("text")
+        shutil.rmtree(tmp_path / "here")
+
+    with pytest.raises(UserError, match="cannot write .*No such file"):
+        write_new(tmp_path / "here" / "a.json", vanish)
+
+
+def test_a_name_that_is_too_long_is_one_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*File name too long"):
+        write_text(tmp_path / f"{'x' * 300}.json", "text")
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+cmd", "-cat", "@SUM(1)", "\tx", "\rx", "\nx", "＝1+1", "--1"]
+HARMLESS = [
+    "cat",
+    "cat\n=1",
+    "a=b",
+    "",
+    " =1",
+    "'=1",
+    "-1",
+    "+2.5",
+    "-1e-3",
+    "고양이",
+    "cat/=x.png",
+]
+
+
+def test_no_cell_or_header_of_a_table_starts_a_formula(tmp_path):
+    names = FORMULAS + HARMLESS
+    table = pd.DataFrame({"name": names, "-x": -1.5, "=y": range(len(names)), "n": True})
+    table["kind"] = pd.Categorical(names)
+    before = table.copy()
+    path = write_table(tmp_path / "a.csv", table)
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["name", "'-x", "'=y", "n", "kind"]
+    expected = [f"'{name}".replace("\r", "\\r") for name in FORMULAS] + HARMLESS
+    assert [row[0] for row in rows] == expected and [row[4] for row in rows] == expected
+    assert {row[1] for row in rows} == {"-1.5"}  # numbers stay numbers
+    pd.testing.assert_frame_equal(table, before)
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_whatever_a_name_is_its_cell_is_no_formula(names):
+    for name in names:
+        cell = without_formula(name)
+        assert cell.removeprefix("'") in (name.replace("\r", "\\r"), name.removeprefix("'"))
+        assert "\r" not in cell
+        if cell.startswith(tuple("=+-@\t\r")):
+            float(cell)
 
 
 def test_what_is_written_is_read_back(tmp_path, figure):

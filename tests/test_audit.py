@@ -5,28 +5,35 @@ import argparse
 import contextlib
 import hashlib
 import io
+import itertools
+import os
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from transferlab.__main__ import main
-from transferlab.audit.copies import Copy, group_copies, hamming
+from transferlab.audit.copies import Copy, group_copies, hamming, take_fingerprints
 from transferlab.audit.crossval import choose_folds, draw_folds, out_of_fold
-from transferlab.audit.figures import plot_audit
-from transferlab.audit.findings import FINDING_KINDS
-from transferlab.audit.labels import check_suspects
-from transferlab.audit.leaks import measure_leak, measure_page_leak, page_of
+from transferlab.audit.figures import NAMED, clip, plot_audit, width_of
+from transferlab.audit.findings import FINDING_KINDS, Finding
+from transferlab.audit.labels import check_suspects, find_suspects
+from transferlab.audit.leaks import LeakTest, measure_leak, measure_page_leak, page_of
 from transferlab.audit.record import AuditRecord
-from transferlab.audit.result import audit_images, clean_features
+from transferlab.audit.result import AuditResult, CleanFeatures, audit_images, clean_features
 from transferlab.commands import audit
 from transferlab.data import load_images
+from transferlab.errors import DataError
 from transferlab.machine import this_machine
+from transferlab.pretrained import WeightsInfo
 from transferlab.published import read_record
 from transferlab.synthetic import draw_insects
 from transferlab.views import faces_augmentation, info_of
@@ -127,7 +134,6 @@ def test_files_that_cannot_be_read_and_placeholders(planted):
     expected = {
         ("train/ants/cut.jpg", ""): True,
         ("val/bees/text.jpg", ""): True,
-        ("val/bees/.DS_Store", ""): False,
     }
     assert found(planted, "unreadable") == expected
     assert found(planted, "placeholder") == {("train/ants/imageNotFound.png", ""): True}
@@ -200,7 +206,7 @@ def test_the_record_is_read_back(planted):
     (leak,) = record.leaks
     assert leak.grouping == "near_duplicate" and len(leak.random) == len(leak.grouped) == 5
     assert record.weights[0].name == TINY["model"] and not record.weights[0].measures_transfer
-    assert record.augmentation == info_of(faces_augmentation())
+    assert record.augmentation == info_of(faces_augmentation(160))
 
 
 def test_a_clean_folder_gives_0_twice_the_same(extras, tmp_path, capsys):
@@ -232,14 +238,14 @@ def test_a_random_backbone_meets_images_in_batches_before_it_is_used(tmp_path, m
     )
     images = load_images(draw_colours(tmp_path / "colours", per_class=20))
     clean_features(images, **TINY, machine=this_machine())
-    assert sizes == [(20, 3, 224, 224)] * 2
+    assert sizes == [(20, 3, 160, 160)] * 2  # its own size
 
 
 def test_the_figure_names_the_weights_by_their_label(extras, tmp_path):
     folder = draw_colours(tmp_path / "colours")
     images = load_images(folder)
     features = clean_features(images, **TINY, machine=this_machine())
-    assert info_of(features.augmentation) == info_of(faces_augmentation())
+    assert info_of(features.augmentation) == info_of(faces_augmentation(160))
     figure = plot_audit(audit_images(images, features, folder=folder, root=tmp_path))
     assert figure.get_suptitle().endswith(f"{TINY['model']}, weights: random")
     plt.close(figure)
@@ -353,7 +359,7 @@ def test_distances_and_groups_of_copies():
     one, other = rng.random((5, 256)) < 0.5, rng.random((7, 256)) < 0.5
     assert (hamming(one, other) == (one[:, None] != other[None]).sum(axis=2)).all()
     copies = [
-        Copy(first=0, second=3, distance=0, how=""),
+        Copy(first=0, second=3, how=""),
         Copy(first=3, second=5, distance=9, how=""),
     ]
     groups = group_copies(copies, 6)
@@ -372,7 +378,7 @@ def test_errors_are_one_line_and_exit_code_2(extras, tmp_path, monkeypatch, caps
     folder = draw_colours(tmp_path / "colours", per_class=2)
     inside = [str(folder), "--out", str(folder / "out")]
     for arguments, message in (
-        ([str(tmp_path / "no")], "holds no images"),
+        ([str(tmp_path / "no")], "cannot be read as a folder"),
         (inside, "never writes"),
     ):
         assert main(["audit", *arguments]) == 2
@@ -389,3 +395,192 @@ def test_a_class_with_one_image_is_audited_without_labels_and_leaks(extras, tmp_
     assert run_audit(folder, tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "not checked: every class needs two images" in text and "not measured" in text
+
+
+# ---- what is said ----------------------------------------------------------------------------
+
+
+def read_findings(out):
+    (table,) = (out / "result").glob("audit_findings_*.csv")
+    return pd.read_csv(table, keep_default_na=False)
+
+
+def read_summary(out):
+    (path,) = (out / "result").glob("audit_summary_*.json")
+    return read_record(path, AuditRecord)
+
+
+def draw_split(folder, per_class=6):
+    """Noise in two classes, in train, val and a labelled test."""
+    for number, part in enumerate(("train", "val", "test")):
+        draw_colours(folder / part, per_class)
+        for path in (folder / part).rglob("*.png"):  # no picture twice
+            rng = np.random.default_rng([number, int(path.stem), len(path.parent.name)])
+            noise = rng.integers(0, 60, (5, 5, 3)).astype(np.uint8)
+            coarse = Image.fromarray(noise).resize((40, 40), Image.Resampling.BICUBIC)
+            Image.blend(Image.open(path), coarse, 0.7).save(path)
+    return folder
+
+
+def test_the_labelled_test_split_is_looked_at(extras, tmp_path, capsys):
+    folder = draw_split(tmp_path / "parts")
+    for part, image in (("train", "red/00.png"), ("val", "blue/01.png")):
+        copied = folder / "test" / image.replace("0", "9")
+        Image.open(folder / part / image).save(copied.with_suffix(".bmp"))
+    assert run_audit(folder, tmp_path / "out") == 1
+    found = read_findings(tmp_path / "out").query("kind == 'duplicate'")
+    assert found["serious"].all() and len(found) == 2
+    assert found["detail"].str.contains(r"across splits \((?:train|val), test\)").all()
+    text = capsys.readouterr().out
+    assert "train 12, val 12, test 14" in text and "  in test: blue 7, red 7\n" in text
+    record = read_summary(tmp_path / "out")
+    assert record.part_sizes["test"] == {"blue": 7, "red": 7} and record.data[0].n == 38
+
+
+def test_no_finding_compares_a_thing_with_itself(extras, planted, tmp_path, capsys):
+    """Over every kind: of defects in two splits, of equal classes, of one colour mode each, of one
+    page an image."""
+    folder = draw_colours(tmp_path / "colours")
+    for path in sorted(folder.rglob("*.png")):
+        path.rename(path.with_name(f"{path.parent.name}{path.stem}_1_2_3_4.png"))  # its own page
+    grey = draw_colours(tmp_path / "modes", per_class=1)
+    Image.open(grey / "red" / "00.png").convert("L").save(grey / "red" / "00.png")
+    tables = [planted[2]]
+    texts = [planted[1]]
+    for name in ("colours", "modes"):
+        run_audit(tmp_path / name, tmp_path / "out" / name)
+        tables.append(read_findings(tmp_path / "out" / name))
+        texts.append(capsys.readouterr().out)
+    for row in pd.concat(tables).itertuples():
+        assert row.path != row.other_path
+        for pattern in (
+            r"labelled (.+), looks like (.+) \(",
+            r"across classes \((.+?), (.+?)\)",
+            r"across splits \((.+?), (.+?)\)",
+            r"colour mode (.+), most are (.+)",
+        ):
+            for one, other in re.findall(pattern, row.detail):
+                assert one != other, row
+    for text in texts:
+        for one, other in re.findall(r"(\S+) has \S+ times as many as (\S+);", text):
+            assert one != other, text
+    assert "balance: every class has 12 images" in texts[1]
+    assert "most are" not in tables[2]["detail"].str.cat()
+    assert "folds that keep each page" not in texts[1], "no two images share a page"
+
+
+def test_a_label_that_is_the_likeliest_is_no_suspect(extras):
+    probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.9], [0.9, 0.1], [0.2, 0.8]])
+    labels = np.array([0, 1, 1, 0, 0])
+    suspects = find_suspects(labels, probabilities)
+    assert 4 in suspects and all(probabilities[i].argmax() != labels[i] for i in suspects)
+
+
+# ---- it survives -----------------------------------------------------------------------------
+
+
+def test_awkward_names_and_files_do_no_harm(extras, tmp_path, capsys):
+    folder = draw_colours(tmp_path / "colours", per_class=4)
+    (folder / "red").rename(folder / "$x_{$")
+    (folder / "$x_{$" / "00.png").rename(folder / "$x_{$" / "=cmd|' 'x.png")
+    shutil.copy(folder / "$x_{$" / "=cmd|' 'x.png", folder / "blue" / "\x1b[31mtwo\nlines.png")
+    os.mkfifo(folder / "blue" / "pipe.png")
+    assert run_audit(folder, tmp_path / "out") == 1
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and r"blue/\x1b[31mtwo\nlines.png" in text
+    (row,) = read_findings(tmp_path / "out").query("kind == 'duplicate'").itertuples()
+    assert row.serious and "across classes ($x_{$, blue)" in row.detail
+    (pipe,) = read_findings(tmp_path / "out").query("kind == 'unreadable'").itertuples()
+    assert pipe.path == "blue/pipe.png"
+    assert len([*(tmp_path / "out" / "img").glob("audit_2*.png")]) == 1
+
+
+def test_results_are_written_before_they_are_printed(extras, tmp_path, monkeypatch):
+    def fail(*_):
+        raise BrokenPipeError
+
+    folder = draw_colours(tmp_path / "colours", per_class=4)
+    monkeypatch.setattr(audit, "describe_audit", fail)
+    with pytest.raises(BrokenPipeError):
+        run_audit(folder, tmp_path / "out")
+    assert read_summary(tmp_path / "out").data[0].n == 8
+    assert not [*(tmp_path / "out").glob(".*")], "the stamp is free again"
+
+
+def test_what_was_not_read_is_said_and_recorded(extras, tmp_path, capsys):
+    folder = draw_split(tmp_path / "parts", per_class=4)
+    draw_colours(folder / "unlabelled", per_class=2)
+    run_audit(folder, tmp_path / "out")
+    notes = read_summary(tmp_path / "out").data[0].notes
+    text = capsys.readouterr().out
+    assert any("unlabelled" in note for note in notes)
+    assert all(f"note: {note}" in text for note in notes)
+
+
+def test_a_file_that_vanishes_meanwhile_is_one_line(extras, tmp_path):
+    folder = draw_colours(tmp_path / "colours", per_class=2)
+    images = load_images(folder)
+    (folder / "red" / "01.png").unlink()
+    with pytest.raises(DataError, match=r"01\.png: No such file.*; audit the folder again"):
+        take_fingerprints(images)
+
+
+# ---- figures ---------------------------------------------------------------------------------
+
+
+def boxes_of(figure):
+    """The texts of a figure and where they are drawn."""
+    figure.canvas.draw()
+    texts = [text for axis in figure.axes for text in axis.findobj(plt.Text)]
+    shown = [text for text in texts if text.get_text().strip() and text.get_visible()]
+    return [(text.get_text(), text.get_window_extent()) for text in shown]
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_nothing_in_the_figure_runs_into_anything_else(classes, tmp_path):
+    names = [f"고양이 whose name is long $x_{{{number}}} {number}" for number in range(classes)]
+    leaks = [
+        LeakTest(
+            grouping=grouping,
+            images=1234,
+            groups=9,
+            folds=5,
+            random=(0.99, 1.0, 0.9),
+            grouped=(0.9, 1.0, 0.8),
+            drop=0.1,
+            low=0.0,
+            high=0.2,
+        )
+        for grouping in ("page", "near_duplicate")
+    ]
+    images = load_images(draw_colours(tmp_path / "colours", per_class=2))
+    labels = torch.arange(classes).repeat_interleave(2)
+    changed = {"classes": tuple(names), "labels": labels, "paths": ("a",) * (2 * classes)}
+    result = AuditResult(
+        image_set=replace(images, **changed),
+        modes=("RGB",),
+        findings=(Finding(kind="label", path="a", score=1, detail=""),),
+        look_alikes=0,
+        labels=None,
+        leaks=tuple(leaks),
+        features=CleanFeatures(
+            values=np.zeros((1, 1)),
+            augmentation=faces_augmentation(160),
+            weights=WeightsInfo(
+                name="m", timm_name="m", kind="file", label="file", source="", sha256=""
+            ),
+        ),
+    )
+    figure = plot_audit(result)
+    boxes = boxes_of(figure)
+    assert sum(text.startswith("고양이") for text, _ in boxes) == min(classes, NAMED)
+    for (text, box), (other_text, other) in itertools.combinations(boxes, 2):
+        assert not box.shrunk(0.95, 0.95).overlaps(other.shrunk(0.95, 0.95)), (text, other_text)
+    assert not any(axis.get_legend() for axis in figure.axes)
+    plt.close(figure)
+
+
+def test_a_clipped_name_keeps_both_ends():
+    assert clip("short") == "short"
+    assert clip("class number 17 of many, 17", 12) == "class nu… 17"
+    assert width_of(clip("고양이와 개와 늑대와 여우", 12)) <= 12

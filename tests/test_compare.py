@@ -1,32 +1,44 @@
 """compare: the folds, the scores recomputed by scikit-learn, the verdict, nothing computed twice,
-parts from several machines."""
+parts from several machines, test images kept apart, each model at its own size."""
 
+import argparse
 import gc
 import json
+import re
+import shutil
 import weakref
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
-from transferlab import store
+from transferlab import candidates, store
 from transferlab.__main__ import main
 from transferlab.commands import compare
-from transferlab.data import everything_fold, load_images
+from transferlab.data import everything_fold, load_images, split_indices
 from transferlab.datasets import DATASETS, Dataset
 from transferlab.errors import UserError
 from transferlab.heldout import (
     ComparisonRecord,
     Predictions,
     compare_pairs,
+    first_ranked,
+    fold_notes,
+    fold_of_all,
+    inner_split,
     keep_predictions,
     kept_predictions,
     make_folds,
+    predict_apart,
     predict_majority,
     score_model,
     study_of_all,
@@ -35,7 +47,10 @@ from transferlab.heldout import (
     zero_shot_classes,
 )
 from transferlab.machine import this_machine
+from transferlab.metrics import accuracy_interval
+from transferlab.plots import plot_comparison
 from transferlab.records import from_plain
+from transferlab.study import train_study
 from transferlab.train import Settings
 from transferlab.views import photos_augmentation
 
@@ -98,7 +113,7 @@ def test_folds_are_disjoint_complete_and_the_same_for_all():
         assert sorted(torch.cat(parts).tolist()) == list(range(55))
         assert len(one.val) == int(0.2 * len(training_part(one)))
     assert folds.hash == again.hash != make_folds(labels, k=5, repeats=3, seed=5).hash
-    with pytest.raises(UserError, match="give from 2 to 20"):
+    with pytest.raises(UserError, match="0 has 20 images; 21 folds need 21"):
         make_folds(labels, k=21, repeats=1, seed=0)
 
 
@@ -264,7 +279,7 @@ def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, sma
     assert record.augmentation.name == "small photos" and record.augmentation.size == 32
     assert [info.name for info in record.weights] == [*MODELS]
     assert record.machines == (record.machine,)
-    monkeypatch.setattr(compare, "predict_with_heads", pytest.fail)
+    monkeypatch.setattr(candidates, "predict_with_heads", pytest.fail)
     # A finished model is not computed again.
     assert run_compare(image_folder, out, "--baselines", "none") == 0
     assert "are to be computed" not in capsys.readouterr().out
@@ -274,8 +289,8 @@ def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, sma
 def test_a_backbone_is_frozen_once_and_let_go_when_the_next_have_come(study):
     alive = []
     for name in ("test_resnet", "test_efficientnet", "test_resnet.r160_in1k"):
-        frozen = compare.freeze_once(study, name, "none")
-        assert compare.freeze_once(study, name, "none") is frozen
+        frozen = candidates.freeze_once(study, name, "none")
+        assert candidates.freeze_once(study, name, "none") is frozen
         alive.append(weakref.ref(frozen.model))
     del frozen
     gc.collect()
@@ -298,7 +313,7 @@ def test_shares_that_are_merged_give_the_files_of_one_run(
         assert f"share {part} is done: give {out / 'result/compare_finished'}" in printed
         assert written(out) == []  # no tables, no figure
     for method in ("predict_with_heads", "predict_with"):
-        monkeypatch.setattr(compare, method, pytest.fail)  # nothing is computed again
+        monkeypatch.setattr(candidates, method, pytest.fail)  # nothing is computed again
     parts = [str(out / "result/compare_finished") for out in (first, second)]
     assert run_compare(image_folder, merged, "--merge", *parts) == 0
     assert capsys.readouterr().out.count("3 parts taken over from") == 2
@@ -343,7 +358,7 @@ def test_a_part_of_other_settings_or_views_is_not_taken(
     def stop(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(compare, "predict_with_heads", stop)
+    monkeypatch.setattr(candidates, "predict_with_heads", stop)
     for options in (
         ("--views", "1"),
         ("--seed", "1"),
@@ -361,7 +376,10 @@ def test_a_part_of_other_settings_or_views_is_not_taken(
         (("--share", "half"), "'half' is no share"),
         (("--merge", "no/such"), "cannot merge no/such: give a folder that holds finished parts"),
         (("--weights", "no/such"), "weights no/such do not exist"),
-        (("--folds", "9"), "9 folds: give from 2 to 8"),
+        (
+            ("--folds", "9"),
+            "class disc has 8 images (2 of 2 classes have fewer than 9); 9 folds need 9",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_clear_error(
@@ -384,7 +402,7 @@ def test_nothing_is_kept_of_an_augmentation_without_a_name(
     assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
     assert not list(tmp_path.rglob("*.safetensors"))
     assert run_compare(image_folder, tmp_path, "--share", "1/2") == 2
-    assert "states no name" in capsys.readouterr().err
+    assert "has no identity" in capsys.readouterr().err
 
 
 def test_a_share_that_cannot_be_kept_says_so(
@@ -405,18 +423,18 @@ def test_weights_that_change_meanwhile_are_noticed(
     image_folder, tmp_path, monkeypatch, capsys, small_views
 ):
     """What is kept under the hash of some weights was computed with these."""
-    whole = compare.freeze_backbone
+    whole = candidates.freeze_backbone
 
     def freeze_other_weights(name, study, *, weights):
         frozen = whole(name, study, weights=weights)
         return replace(frozen, info=replace(frozen.info, sha256="other"))
 
-    monkeypatch.setattr(compare, "freeze_backbone", freeze_other_weights)
-    compare.freeze_once.cache_clear()
+    monkeypatch.setattr(candidates, "freeze_backbone", freeze_other_weights)
+    candidates.freeze_once.cache_clear()
     assert run_compare(image_folder, tmp_path) == 2
     assert "weights of test_resnet have changed" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
-    compare.freeze_once.cache_clear()
+    candidates.freeze_once.cache_clear()
 
 
 def test_parts_that_other_versions_have_computed_are_named(
@@ -430,3 +448,445 @@ def test_parts_that_other_versions_have_computed_are_named(
     assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
     printed = capsys.readouterr().out
     assert f"note: parts were computed by torch {here.versions['torch']}" in printed
+
+
+# ---- classes that are small ----------------------------------------------------------------------
+
+
+def labels_of(*sizes):
+    """Labels of classes of those sizes."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "k", "message"),
+    [
+        ((15, 15, 1), 5, "class c has 1 image; 5 folds need 5: add images or remove the class"),
+        (
+            (15, 15, 3),
+            5,
+            "class c has 3 images; 5 folds need 5: add images, remove the class, or give --folds 3",
+        ),
+        ((15, 4), 5, "class b has 4 images; 5 folds need 5: add images or give --folds 4"),
+        (
+            (9, 9, 9, 2, 3),
+            4,
+            "class d has 2 images (2 of 5 classes have fewer than 4); 4 folds need 4: "
+            "add images, remove these classes, or give --folds 2",
+        ),
+        ((3, 3), 2, "class a, the largest, has 3 images; 2 folds need 4: add images or give"),
+        ((3, 2), 2, "class a, the largest, has 3 images; 2 folds need 4: add images"),
+        ((9, 9), 1, "1 folds leave nothing to train on: give 2 or more"),
+    ],
+)
+def test_a_small_class_is_told_by_its_name_with_what_helps(sizes, k, message):
+    with pytest.raises(UserError) as raised:
+        make_folds(labels_of(*sizes), k=k, repeats=1, seed=0, classes="abcde")
+    assert str(raised.value).startswith(message)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=8),
+    k=st.integers(2, 8),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=200, deadline=None)
+def test_folds_are_made_or_the_advice_makes_them(sizes, k, seed):
+    """Each fold trains on every class, has images to stop by, and tests on every class."""
+    labels = labels_of(*sizes)
+    options = {"repeats": 2, "seed": seed}
+    try:
+        folds = make_folds(labels, k=k, **options)
+    except UserError as error:
+        advised = re.search(r"--folds (\d+)", str(error))
+        assert advised or min(sizes) == 1 or max(sizes) < 4
+        if advised is None:
+            return
+        folds = make_folds(labels, k=int(advised[1]), **options)
+    for fold in folds:
+        assert len(labels[fold.train].unique()) == len(labels[fold.test].unique()) == len(sizes)
+        assert len(fold.val) > 0
+        everything = torch.cat([fold.train, fold.val, fold.test])
+        assert sorted(everything.tolist()) == list(range(len(labels)))
+
+
+def test_a_class_that_cannot_help_to_choose_the_epoch_is_noted():
+    labels = labels_of(12, 2)
+    folds = make_folds(labels, k=2, repeats=1, seed=0)
+    assert [note.partition(":")[0] for note in fold_notes(labels, folds, ["many", "rare"])] == [
+        "class rare"
+    ]
+    enough = labels_of(12, 12)
+    assert fold_notes(enough, make_folds(enough, k=2, repeats=1, seed=0), ["a", "b"]) == []
+
+
+def test_the_inner_split_of_large_classes_is_the_one_it_always_was():
+    labels = labels_of(80, 40, 30)
+    for part, expected in zip(
+        inner_split(labels, seed=3), split_indices(labels, val_size=0.2, seed=3)
+    ):
+        assert torch.equal(part, expected)
+
+
+def test_many_small_classes_are_split_inside_all_the_same():
+    labels = labels_of(*[5] * 100)  # a fifth of a training fold is 80 images, less than one a class
+    for fold in make_folds(labels, k=5, repeats=1, seed=0):
+        assert len(labels[fold.val].unique()) == len(labels[fold.train].unique()) == 100
+
+
+def test_the_command_names_the_small_class_and_its_advice_works(drawn_split, tmp_path, capsys):
+    folder = drawn_split({"": {"disc": 8, "square": 8, "rare variant": 2}})
+    assert run_compare(folder, tmp_path, "--folds", "5", "--baselines", "none") == 2
+    printed = capsys.readouterr().err
+    assert printed == (
+        "error: class rare variant has 2 images; 5 folds need 5: "
+        "add images, remove the class, or give --folds 2\n"
+    )
+    assert not any(tmp_path.rglob("*"))
+    assert run_compare(folder, tmp_path, "--folds", "2") == 0
+    assert "note: class rare variant: so small" in capsys.readouterr().out
+    assert "rare variant" in read_summary(tmp_path)["data"][0]["notes"][0]
+
+
+# ---- labelled test images ------------------------------------------------------------------------
+
+
+def draw(path, kind, number):
+    """A disc or a square at a place of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", (60 + number % 7, 50), (20 * (number % 12), 90, 120))
+    x = 5 + number % 15
+    shape = (x, 8, x + 30, 38)
+    pen = ImageDraw.Draw(image)
+    pen.ellipse(shape, fill="white") if kind == "disc" else pen.rectangle(shape, fill="white")
+    image.save(path)
+
+
+@pytest.fixture
+def drawn_split(tmp_path_factory, monkeypatch):
+    """Draws a folder {part: {class: images}} whose augmentation is that of photos at 32 px."""
+
+    def make(parts, name="parted"):
+        folder = tmp_path_factory.mktemp("split") / name
+        number = 0
+        for part, sizes in parts.items():
+            for kind, count in sizes.items():
+                for _ in range(count):
+                    number += 1
+                    draw(folder / part / kind / f"{number}.png", kind, number)
+        own = Dataset(
+            name=name,
+            label="discs and squares",
+            augmentation=lambda size: replace(photos_augmentation(32), name="small photos"),
+        )
+        monkeypatch.setitem(DATASETS, name, own)
+        return folder
+
+    return make
+
+
+BOTH = {"disc": 6, "square": 6}
+WITH_TEST = {"train": BOTH, "valid": {"disc": 3, "square": 3}, "test": {"disc": 4, "square": 3}}
+
+
+def results(out):
+    """The bytes of what a comparison has written, but for the stamp; the newest of each."""
+    found = {}
+    for path in sorted([*out.glob("result/compare_*.*"), *out.glob("img/*.png")]):
+        stamp = re.search(r"\d{8}_\d{6}", path.name)[0]
+        data = path.read_bytes().replace(stamp.encode(), b"STAMP")
+        found[path.name.replace(stamp, "STAMP")] = data
+    return found
+
+
+def test_labelled_test_images_are_scored_once_for_the_model_that_ranks_first(
+    drawn_split, tmp_path, capsys
+):
+    folder = drawn_split(WITH_TEST)
+    assert run_compare(folder, tmp_path) == 0
+    printed = capsys.readouterr().out
+    tables = read_tables(tmp_path)
+    metrics = tables["metrics"].set_index("model")
+    first = metrics.loc[[*MODELS]].sort_values(["accuracy", "log_loss"], ascending=[False, True])
+    record = from_plain(ComparisonRecord, read_summary(tmp_path))
+    final = record.test
+    assert final.model == first.index[0]
+    assert (final.n, final.data.n, record.data[0].n) == (7, 7, 18)
+    test = pd.read_csv(next(tmp_path.glob("result/compare_test_*.csv")))
+    assert [*test] == ["dataset", "model", "path", "label", "predicted", "p_disc", "p_square"]
+    assert set(test.model) == {final.model} and len(test) == 7
+    assert set(test.path) == {
+        path.relative_to(folder).as_posix() for path in folder.glob("test/*/*.png")
+    }
+    assert final.correct == (test.label == test.predicted).sum()
+    assert final.accuracy == final.correct / 7
+    assert final.accuracy_interval == accuracy_interval(final.correct, 7)
+    assert "lower log-loss" in final.ranking and "four fifths" in final.protocol
+    assert f"test: accuracy {100 * final.accuracy:.1f} %" in printed
+    assert f"{final.correct} of 7 images: {final.model}, which ranks first" in printed
+    assert printed.count("on the test images ...") == 1
+    assert not tables["predictions"].path.str.startswith("test/").any()
+    assert len(record.machines) == 1 and final.machine == record.machine
+
+
+def test_test_images_have_no_part_in_what_is_compared(drawn_split, tmp_path):
+    folder = drawn_split(WITH_TEST)
+    assert run_compare(folder, tmp_path / "with") == 0
+    shutil.rmtree(folder / "test")
+    assert run_compare(folder, tmp_path / "without") == 0
+    one = results(tmp_path / "with")
+    other = results(tmp_path / "without")
+    assert one.keys() - other.keys() == {"compare_test_STAMP.csv"}
+    for table in ("predictions", "metrics", "pairs"):
+        assert one[f"compare_{table}_STAMP.csv"] == other[f"compare_{table}_STAMP.csv"]
+    assert read_summary(tmp_path / "without")["test"] is None
+
+
+def test_repeated_a_comparison_gives_the_same_bytes_and_asks_no_test_image_again(
+    drawn_split, tmp_path, monkeypatch
+):
+    folder = drawn_split(WITH_TEST)
+    assert run_compare(folder, tmp_path) == 0
+    before = results(tmp_path)
+    assert "compare_test_STAMP.csv" in before
+    for path in [*tmp_path.glob("result/*.*"), *tmp_path.glob("img/*")]:
+        path.unlink()
+    for method in ("predict_with_heads", "predict_with", "predict_apart"):
+        monkeypatch.setattr(candidates, method, pytest.fail)
+    assert run_compare(folder, tmp_path) == 0
+    assert results(tmp_path) == before
+
+
+def test_other_test_images_are_asked_anew_and_nothing_else_is(
+    drawn_split, tmp_path, monkeypatch, capsys
+):
+    folder = drawn_split(WITH_TEST)
+    assert run_compare(folder, tmp_path) == 0
+    draw(folder / "test/disc/more.png", "disc", 99)
+    for method in ("predict_with_heads", "predict_with"):
+        monkeypatch.setattr(candidates, method, pytest.fail)
+    capsys.readouterr()
+    assert run_compare(folder, tmp_path) == 0
+    assert "of 8 images" in capsys.readouterr().out
+
+
+def test_a_share_opens_no_test_image(drawn_split, tmp_path, capsys):
+    folder = drawn_split(WITH_TEST)
+    for path in folder.glob("test/*/*.png"):
+        path.write_bytes(b"no picture")
+    assert run_compare(folder, tmp_path, "--share", "1/2") == 0
+    capsys.readouterr()
+    assert run_compare(folder, tmp_path) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "test" in err and err.count("\n") == 1
+
+
+def test_what_is_asked_of_test_images_is_what_one_fold_of_all_images_trains(study):
+    """Equal to the loop that a reader meets, on the same split, features and start."""
+    everything = everything_fold(study.image_set)
+    study = replace(study, fold=everything)
+    frozen = candidates.freeze_backbone("test_resnet", study, weights="none")
+    fold = fold_of_all(study.image_set.labels, seed=study.seed)
+    (only,) = fold
+    assert len(only.test) == 0 and len(only.val) == 3 and len(only.train) == 13
+    predicted = predict_apart(frozen, study, fold, study.image_set).probabilities
+    on_fold = replace(study, fold=only)
+    train_study(replace(frozen, features=frozen.features.on(only)), on_fold)
+    with torch.inference_mode():
+        expected = frozen.upper.eval()(frozen.features.clean).softmax(1).numpy()
+    assert predicted.shape == (1, 16, 2)
+    assert np.allclose(predicted[0], expected, atol=1e-4)
+
+
+def test_of_equal_accuracies_the_lower_loss_ranks_first_then_the_one_named_first():
+    probabilities, labels = random_predictions(repeats=1)
+    right = np.eye(3, dtype=np.float32)[labels][None]
+    unsure = (right * 0.5 + 0.5 / 3).astype(np.float32)
+
+    def scored(model, found, *, baseline=False):
+        predictions = Predictions(probabilities=found)
+        return score_model(model, predictions, labels, baseline=baseline, weights="", folds=2)
+
+    scores = [
+        scored("random", probabilities),
+        scored("unsure", unsure),
+        scored("sure", right),
+        scored("as sure", right),
+        scored("baseline", right, baseline=True),
+    ]
+    assert first_ranked(scores).model == "sure"
+    assert first_ranked(scores[:2]).model == "unsure"
+    assert first_ranked([scores[0], scores[4]]).model == "random"
+
+
+# ---- each model at its own size, and only once ---------------------------------------------------
+
+
+@pytest.fixture
+def sized_views(image_folder, monkeypatch):
+    """The folder's own augmentation, in pictures of the size that is asked for."""
+    own = Dataset(name=image_folder.name, label="drawn", augmentation=photos_augmentation)
+    monkeypatch.setitem(DATASETS, own.name, own)
+
+
+def quick(image_folder, out, *more):
+    """Compares with one view, two folds and no baselines -> exit code."""
+    arguments = ["compare", "--data", str(image_folder), "--weights", "none", "--cache-dir", ""]
+    arguments += ["--folds", "2", "--repeats", "1", "--baselines", "none", "--views", "0"]
+    return main([*arguments, "--out", str(out), *more])
+
+
+def test_each_model_gets_pictures_of_its_own_size(image_folder, tmp_path, capsys, sized_views):
+    models = ("vit_tiny_patch16_384", "resnet18")
+    assert quick(image_folder, tmp_path, "--models", *models) == 0
+    printed = capsys.readouterr().out
+    own = "224 px for resnet18; 384 px for vit_tiny_patch16_384"
+    assert f"each model gets pictures of its own size: {own}" in printed
+    record = from_plain(ComparisonRecord, read_summary(tmp_path))
+    sizes = {name: info.size for name, info in record.augmentations.items()}
+    assert sizes == {"vit_tiny_patch16_384": 384, "resnet18": 224}
+    assert record.data[0].augmentation is None
+    keys = [store.kept_key(path) for path in tmp_path.glob("result/compare_finished/*")]
+    assert {key["model"]: key["augmentation"]["size"] for key in keys} == sizes
+
+
+def test_one_size_for_all_where_it_is_asked_for(image_folder, tmp_path, capsys, sized_views):
+    assert quick(image_folder, tmp_path, "--models", *MODELS, "--size", "32") == 0
+    assert "at 32 px\n" in capsys.readouterr().out
+    record = from_plain(ComparisonRecord, read_summary(tmp_path))
+    assert {info.size for info in record.augmentations.values()} == {32}
+    assert record.data[0].augmentation.size == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--models", "resnet18", "vit_tiny_patch16_384", "--size", "224"), "vit_tiny_patch16_384"),
+        (("--models", *MODELS, "--size", "3"), "argument --size: '3' is not a whole number"),
+        (("--models", *MODELS, "--size", "100000"), "argument --size: '100000' is more than"),
+        (("--models", *MODELS, "--repeats", "1000000"), "argument --repeats: '1000000' is more"),
+    ],
+)
+def test_a_size_that_cannot_be_is_told_before_anything_is_computed(
+    image_folder, tmp_path, capsys, sized_views, options, message
+):
+    try:
+        code = quick(image_folder, tmp_path, *options)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    printed = capsys.readouterr()
+    assert f"error: {message}" in printed.err and "..." not in printed.out
+    assert printed.err.count("\n") == 1
+
+
+def test_models_of_one_size_share_their_views(image_folder, sized_views):
+    parser = argparse.ArgumentParser()
+    compare.add_options(parser)
+    models = ["resnet18", "resnet34", "vit_tiny_patch16_384"]
+    options = parser.parse_args(["--data", str(image_folder), "--models", *models])
+    task = compare.make_task(options)
+    assert task.studies["resnet18"].renderer is task.studies["resnet34"].renderer
+    assert task.sizes == {224: ["resnet18", "resnet34"], 384: ["vit_tiny_patch16_384"]}
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (("test_resnet", "test_resnet"), "models test_resnet and test_resnet are both test_resnet"),
+        (("resnet50", "resnet50.tv_in1k"), "are both resnet50.tv_in1k: name each once"),
+        (
+            ("test_resnet", "test_resnet.r160_in1k"),
+            "test_resnet and test_resnet.r160_in1k are one model, with the same weights (random",
+        ),
+    ],
+)
+def test_one_model_under_two_names_is_refused(
+    image_folder, tmp_path, capsys, small_views, models, message
+):
+    assert quick(image_folder, tmp_path, "--models", "test_efficientnet", *models) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert "..." not in printed.out and written(tmp_path) == []
+
+
+def test_one_file_under_two_names_is_refused(
+    image_folder, tiny_file, tmp_path, capsys, small_views
+):
+    names = ["test_resnet", "test_resnet.r160_in1k"]
+    options = ("--models", *names, "--weights", str(tiny_file.parent))
+    assert quick(image_folder, tmp_path / "out", *options) == 2
+    printed = capsys.readouterr().err
+    assert f"{names[0]} and {names[1]} are one model" in printed
+    assert "file test_resnet.safetensors" in printed
+
+
+def test_a_classifier_that_no_file_holds_is_never_asked(drawn_split, tmp_path, capsys):
+    """Without its classifier a file is no less of use; a random one knows no ants."""
+    folder = drawn_split({"": {"ants": 5, "bees": 5}}, name="insects")
+    state = timm.create_model("test_resnet").state_dict()
+    cut = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    for kind, tensors in (("whole", state), ("headless", cut)):
+        (tmp_path / kind).mkdir()
+        save_file(tensors, tmp_path / kind / "test_resnet.safetensors")
+        options = ["--models", "test_resnet", "--baselines", "all"]
+        weights = ["--weights", str(tmp_path / kind)]
+        assert quick(folder, tmp_path / kind, *options, *weights) == 0
+        names = set(read_tables(tmp_path / kind)["metrics"].model)
+        assert ("test_resnet, zero-shot" in names) == (kind == "whole")
+        assert ("no zero-shot baseline" in capsys.readouterr().out) == (kind == "headless")
+
+
+# ---- what is left out, and odd names -------------------------------------------------------------
+
+
+def test_what_is_left_out_is_named_at_the_start_and_in_the_summary(drawn_split, tmp_path, capsys):
+    folder = drawn_split({"": BOTH})
+    for number in range(13):
+        (folder / "disc" / f"broken {number:02d}.png").write_bytes(b"no picture")
+    (folder / "disc/deeper").mkdir()
+    draw(folder / "disc/deeper/one.png", "disc", 3)
+    assert run_compare(folder, tmp_path, "--baselines", "none") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("left out: disc/broken ") == 10
+    assert "... and 3 more, in the summary" in printed
+    data = read_summary(tmp_path)["data"][0]
+    assert len(data["rejected"]) == 13
+    assert data["notes"] and all(f"note: {note}" in printed for note in data["notes"])
+
+
+def test_odd_names_come_through_tables_and_figure(drawn_split, tmp_path, capsys):
+    names = ["$1", "=cmd|calc", "a,b", 'say "x"', "고양이", "가" * 80, "x_{1}^\\q$", "@sum"]
+    names.append("x" * 200)
+    folder = drawn_split({"": dict.fromkeys(names, 4)}, name="$5 folder, 'quoted' " + "나" * 60)
+    assert run_compare(folder, tmp_path, "--baselines", "none") == 0
+    assert capsys.readouterr().err.count("warning") == 0
+    table = read_tables(tmp_path)["predictions"]
+    assert {label.lstrip("'") for label in table.label} == set(names)
+    assert not table.map(lambda cell: str(cell).startswith(("=", "@", "+"))).any().any()
+    with Image.open(next(tmp_path.glob("img/*.png"))) as figure:
+        assert figure.width < 1500 and figure.height < 1500
+
+
+def test_many_models_make_no_endless_figure():
+    _, labels = random_predictions(repeats=1)
+    right = Predictions(probabilities=np.eye(3, dtype=np.float32)[labels][None])
+    score = score_model("model", right, labels, baseline=False, weights="", folds=2)
+    figure = plot_comparison([replace(score, model=f"model {i}") for i in range(200)], "many")
+    assert figure.get_figheight() < 30
+    plt.close(figure)
+
+
+def test_test_images_of_16_bits_are_scaled_as_the_others_are(tmp_path):
+    """However dark they are: what is white is known from the images that are trained on."""
+    for part, brightest in (("train", 4000), ("val", 3000), ("test", 900)):
+        for kind in ("a", "b"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in range(2):
+                pixels = np.full((20, 20), brightest // (1 + number), np.uint16)
+                Image.fromarray(pixels).save(tmp_path / part / kind / f"{number}.png")
+    learned = load_images(tmp_path)
+    apart = load_images(tmp_path, parts=("test",))
+    assert learned.white == apart.white == {"other": 4095}
+    assert int(apart.images[0].max()) == round(900 / 4095 * 255)

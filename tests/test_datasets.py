@@ -92,10 +92,14 @@ def test_a_dataset_with_an_augmentation_of_its_own_is_one_entry(buttons):
     record of it finds it again."""
     expected = info_of(buttons_augmentation())
     assert info_of(augmentation_for("my_buttons")) == expected
-    assert info_of(chosen_augmentation("", "my_buttons")) == expected
-    assert info_of(chosen_augmentation("buttons", "hymenoptera_data")) == expected
-    assert info_of(chosen_augmentation("photos", "my_buttons")) == info_of(photos_augmentation())
-    assert info_of(chosen_augmentation("", "any other folder")) == info_of(photos_augmentation())
+    assert info_of(chosen_augmentation("", "my_buttons", 224)) == expected
+    assert info_of(chosen_augmentation("buttons", "hymenoptera_data", 224)) == expected
+    assert info_of(chosen_augmentation("photos", "my_buttons", 224)) == info_of(
+        photos_augmentation()
+    )
+    assert info_of(chosen_augmentation("", "any other folder", 224)) == info_of(
+        photos_augmentation()
+    )
     small = info_of(buttons_augmentation(96))
     assert info_of(augmentation_named(small)) == small
 

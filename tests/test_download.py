@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -18,6 +20,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,8 +35,10 @@ from transferlab.download import (
     download_manga_faces,
     fetch_from_kaggle,
     fetch_zip,
+    unpack_zip,
 )
 from transferlab.errors import DataError, UserError
+from transferlab.files import sweep_scratch
 
 API_PATH = "/v1/datasets.DatasetApiService/DownloadDataset"
 
@@ -287,7 +292,7 @@ def test_interrupted_by_the_user(server, tmp_path, monkeypatch, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    def unpack_one_then_interrupt(archive, folder):
+    def unpack_one_then_interrupt(archive, folder, *_):
         archive.extract(archive.namelist()[0], folder)
         raise KeyboardInterrupt
 
@@ -315,15 +320,179 @@ def test_killed_while_downloading(server, tmp_path):
     command = [sys.executable, "-c", code, download.HYMENOPTERA_URL, str(tmp_path)]
     run = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".hymenoptera_data-*/*.zip")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".transferlab-*/*.zip")) and time.monotonic() < deadline:
         time.sleep(0.02)
     run.kill()
     run.wait()
     (left_over,) = tmp_path.iterdir()
-    assert left_over.name.startswith(".hymenoptera_data-")
+    assert left_over.name.startswith(".transferlab-")
 
     serve_hymenoptera(server, body)
     assert file_counts(download_hymenoptera(tmp_path)) == HYMENOPTERA_COUNTS
+    assert os.listdir(tmp_path) == ["hymenoptera_data"]  # what was left is gone
+
+
+@pytest.mark.parametrize(
+    ("drip", "headers"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", "whole"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "whole"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "whole"),
+        (b"HTTP/1.1 200 OK\r\nX: ", "endless"),
+    ],
+    ids=["length", "no length", "chunk size", "header"],
+)
+@pytest.mark.parametrize("fetch", ["command", "notebook"])
+def test_a_server_that_trickles_is_given_up(fetch, drip, headers, tmp_path, monkeypatch):
+    """Never silent for long, never done: a byte every 20 ms."""
+    with dripping(drip) as url:
+        monkeypatch.setattr(download, "HYMENOPTERA_URL", url)
+        monkeypatch.setattr(download, "DOWNLOAD_SECONDS", 0.3)
+        began = time.monotonic()
+        if fetch == "command":
+            with pytest.raises(DownloadError, match="not whole after 0.3 s"):
+                download_hymenoptera(tmp_path / "data")
+        else:
+            with pytest.raises(DataError, match="TimeoutError"):
+                fetch_zip(url, tmp_path / "data" / "hymenoptera_data", seconds=0.3)
+        assert time.monotonic() - began < 3
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+@contextmanager
+def dripping(start):
+    """The address of a server that begins its answer and then gives a digit every 20 ms."""
+    over = threading.Event()
+
+    def serve(listener):
+        try:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(start)
+                while not over.wait(0.02):
+                    connection.sendall(b"0")
+        except OSError:
+            pass  # the other side has gone
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/hymenoptera_data.zip"
+        over.set()
+        thread.join(2)
+
+
+def test_redirects_in_a_circle_are_given_up(server, tmp_path):
+    circle = {"Location": download.HYMENOPTERA_URL}
+    serve_hymenoptera(server, b"", status=302, headers=circle)
+    with pytest.raises(DownloadError, match="infinite loop") as error:
+        download_hymenoptera(tmp_path / "data")
+    assert_helpful(error)
+    with pytest.raises(DataError, match="HTTPError 302"):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "data" / "hymenoptera_data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_a_length_that_is_too_short_is_told(server, tmp_path):
+    body = hymenoptera_zip()
+    serve_hymenoptera(server, body, headers={"Content-Length": str(len(body) - 10)})
+    with pytest.raises(UserError, match="came down damaged"):
+        download_hymenoptera(tmp_path / "data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_a_body_without_end_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST_DOWNLOAD", 3e5)
+    serve_hymenoptera(server, bytes(10**6), headers={"Content-Length": None})
+    with pytest.raises(DownloadError, match="larger than 0 MB"):
+        download_hymenoptera(tmp_path / "data")
+    assert_nothing_left(tmp_path, tmp_path / "data")
+
+
+def test_another_download_that_was_first_is_taken(server, tmp_path, monkeypatch):
+    target = tmp_path / "hymenoptera_data"
+
+    def meanwhile(folder, *_):
+        target.mkdir()
+        (target / "theirs.txt").write_text("theirs")
+
+    serve_hymenoptera(server, hymenoptera_zip())
+    monkeypatch.setattr(download, "check_counts", meanwhile)
+    assert download_hymenoptera(tmp_path) == target
+    assert os.listdir(tmp_path) == [target.name] and os.listdir(target) == ["theirs.txt"]
+
+
+# --- archives that are too much, or not what they say -----------------------------------
+
+
+def zip_of(member, content, *, compression=zipfile.ZIP_DEFLATED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def says(body, size):
+    """An archive of 10 MB whose directory says that it is of another size."""
+    return body.replace((10**7).to_bytes(4, "little"), size.to_bytes(4, "little"))
+
+
+def unpacked(body, tmp_path):
+    """The error that unpacking gives; nothing lies beside the folder then."""
+    archive = tmp_path / "data.zip"
+    archive.write_bytes(body)
+    with pytest.raises(UserError) as error:
+        unpack_zip(archive, tmp_path / "unpacked", "By hand: in data_dir.")
+    assert_helpful(error)
+    assert set(os.listdir(tmp_path)) <= {"data.zip", "unpacked"}
+    return str(error.value)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is(tmp_path, server):
+    body = says(zip_of("hymenoptera_data/train/ants/0.jpg", bytes(10**7)), 1_260_000_000)
+    assert "unpacks to 1260 MB in 1 files, at most 1000 MB" in unpacked(body, tmp_path)
+    assert not (tmp_path / "unpacked").exists()
+    serve_hymenoptera(server, body)
+    with pytest.raises(DataError, match="unpacks to more than 1 GB"):
+        fetch_zip(download.HYMENOPTERA_URL, tmp_path / "data" / "hymenoptera_data")
+
+
+def test_an_archive_that_holds_more_than_it_says_is_damaged(tmp_path):
+    """The sizes in its directory are mended to pass for small."""
+    body = says(zip_of("a.jpg", bytes(10**7)), 100)
+    assert "damaged" in unpacked(body, tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("a.jpg")) <= 100
+
+
+def test_too_many_members_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MOST_MEMBERS", 3)
+    assert "in 4 files" in unpacked(zip_bytes({"a": 4}), tmp_path)
+
+
+def test_members_that_no_disk_takes_are_the_archives_fault(tmp_path):
+    for member in ("x" * 300, "/".join("d" * 100 for _ in range(60)) + "/a.jpg"):
+        assert "damaged" in unpacked(zip_of(member, "x"), tmp_path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", "file")
+        archive.writestr("a/b", "below a file")
+    assert "damaged" in unpacked(buffer.getvalue(), tmp_path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_byte_anywhere_is_one_clear_error_or_none(compression, tmp_path):
+    """Hundreds of copies of one archive, each damaged elsewhere."""
+    whole = zip_of("folder/a.jpg", b"some bytes " * 20, compression=compression)
+    archive = tmp_path / "data.zip"
+    for place in range(len(whole)):
+        archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        try:
+            unpack_zip(archive, tmp_path / "unpacked", "By hand.")
+        except UserError as error:
+            assert "\n" not in str(error), place
+        assert set(os.listdir(tmp_path)) <= {"data.zip", "unpacked"}
+        shutil.rmtree(tmp_path / "unpacked", ignore_errors=True)
 
 
 def test_the_disk_is_not_the_network(server, tmp_path, monkeypatch):
@@ -482,19 +651,33 @@ def test_kaggle_archive_damaged(kaggle, tmp_path, damage):
     assert_nothing_left(tmp_path, tmp_path / "data")
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_manga_interrupted(kaggle, tmp_path, monkeypatch, interruption):
+def test_manga_interrupted(kaggle, tmp_path, monkeypatch):
+    """By Ctrl-C, which reaches the thread that waits, not the one that downloads."""
+    over = threading.Event()
+
     def interrupt(*_):
-        raise interruption
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        over.wait(10)
+        raise OSError("too late")
 
     serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS))
     environment = dict(os.environ)
-    with monkeypatch.context() as patched, pytest.raises(interruption):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(zipfile.ZipFile, "extractall", interrupt)
         download_manga_faces(tmp_path / "data")
     assert dict(os.environ) == environment
     assert_nothing_left(tmp_path, tmp_path / "data")
+    over.set()
     assert file_counts(download_manga_faces(tmp_path / "data")) == MANGA_FACE_COUNTS
+
+
+def test_kaggle_that_trickles_is_given_up(kaggle):
+    body = zip_bytes(MANGA_FACE_COUNTS)
+    serve_manga(kaggle, body, cut=1000, hang=5)
+    began = time.monotonic()
+    with pytest.raises(DataError, match="TimeoutError"):
+        fetch_from_kaggle(download.MANGA_FACE_HANDLE, "By hand", seconds=0.5)
+    assert time.monotonic() - began < 4
 
 
 def test_kaggle_and_a_full_disk(kaggle, tmp_path, monkeypatch):
@@ -525,6 +708,20 @@ def test_a_notebook_has_kaggles_folder_where_kagglehub_keeps_it(kaggle):
     folder = fetch_from_kaggle(download.MANGA_FACE_HANDLE, "By hand: unpack it")
     assert kaggle.home / "the-users-cache" in folder.parents
     assert file_counts(folder) == MANGA_FACE_COUNTS
+
+
+def test_what_kagglehub_keeps_is_usable_without_the_network(kaggle, monkeypatch):
+    serve_manga(kaggle, zip_bytes(MANGA_FACE_COUNTS))
+    folder = fetch_from_kaggle(download.MANGA_FACE_HANDLE, "By hand: unpack it")
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    asked = len(kaggle.asked)
+    assert fetch_from_kaggle(download.MANGA_FACE_HANDLE, "By hand: unpack it") == folder
+    assert len(kaggle.asked) == asked
 
 
 @pytest.mark.parametrize("status", [403, 500])
@@ -601,7 +798,7 @@ def test_a_body_that_ends_too_early_is_not_taken_for_whole(server, tmp_path):
 @pytest.mark.parametrize("status", [403, 404, 503])
 def test_a_notebooks_archive_that_is_refused(server, tmp_path, status):
     serve_hymenoptera(server, b"no", status=status)
-    with pytest.raises(DataError, match=f"HTTP Error {status}.*unpack it as"):
+    with pytest.raises(DataError, match=f"HTTPError {status}.*unpack it as"):
         fetch_zip(download.HYMENOPTERA_URL, tmp_path / "hymenoptera_data")
     assert not list(tmp_path.iterdir())
 
@@ -636,14 +833,24 @@ def test_an_interrupted_unpacking_leaves_nothing(server, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     serve_hymenoptera(server, hymenoptera_zip())
-    monkeypatch.setattr(download.shutil, "unpack_archive", interrupt)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch_zip(download.HYMENOPTERA_URL, tmp_path / "hymenoptera_data")
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_notebook_left_is_swept_after_a_day(tmp_path):
+    left = tmp_path / ".transferlab-nb-0-abc_1234"
+    left.mkdir()
+    sweep_scratch(tmp_path)
+    assert left.is_dir()
+    os.utime(left, (1, 1))
+    sweep_scratch(tmp_path)
+    assert not left.exists()
+
+
 def test_a_place_that_cannot_be_written(server, tmp_path):
     serve_hymenoptera(server, hymenoptera_zip())
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot fetch .*file.*unpack it as"):
+    with pytest.raises(DataError, match="cannot fetch .*FileExists.*unpack it as"):
         fetch_zip(download.HYMENOPTERA_URL, tmp_path / "file" / "hymenoptera_data")

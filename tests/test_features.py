@@ -104,6 +104,21 @@ def test_what_an_augmentation_states_is_its_identity(study, tmp_path, change):
     assert again.seen == len(study.image_set.labels) + len(study.fold.train)
 
 
+def test_what_another_parameter_has_drawn_is_not_taken_though_it_prints_the_same(study, tmp_path):
+    store = Store(folder=tmp_path / "kept")
+    bright = drawn_with(study, dimmed(1.0, name="night"), store=store).clean
+    dark = drawn_with(study, dimmed(0.2, name="night"), store=store).clean
+    assert dark.mean() < 0.3 * bright.mean()
+
+
+def test_what_a_function_has_drawn_is_not_kept(study, tmp_path):
+    """It is known by its name, whatever it does."""
+    store = Store(folder=tmp_path / "kept")
+    steps = v2.Compose([v2.Resize((32, 32)), v2.Lambda(lambda image: image)])
+    drawn_with(study, replace(dimmed(1.0, name="night"), clean=steps), store=store).clean  # noqa: B018
+    assert not store.folder.exists()
+
+
 def test_what_prints_otherwise_is_not_taken_though_it_lacks_its_new_version(study, tmp_path):
     store = Store(folder=tmp_path / "kept")
     night = dimmed(1.0, name="night")

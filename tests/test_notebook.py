@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 from transferlab import described, notebook, plots, pretrained
 from transferlab.backbones import count_parameters, create_backbone, make_head
-from transferlab.commands.run import NOTEBOOKS, list_outputs, read_records, summarise
+from transferlab.commands.run import NOTEBOOKS, read_records, summarise
 from transferlab.data import load_images, split_images
 from transferlab.described import (
     Given,
@@ -45,6 +45,7 @@ from transferlab.notebook import (
     FrozenBackbone,
     NotYet,
     copy_to_drive,
+    from_colab,
     load_body,
     right_images,
     save_run,
@@ -521,7 +522,7 @@ def stamps(monkeypatch):
     time."""
     numbers = iter([0, 0, 0, *range(1, 50)])
     clock = types.SimpleNamespace(
-        strftime=lambda form: f"20260101_{next(numbers):06}",
+        strftime=lambda form: form.replace("%Y%m%d_%H%M%S", f"20260101_{next(numbers):06}"),
         sleep=lambda seconds: None,
         perf_counter=notebook.time.perf_counter,
     )
@@ -628,11 +629,11 @@ def test_any_name_is_a_figures(run, stamps, tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(run, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(UserError, match=f"cannot write to {out} .*give another out_dir"):
+        with pytest.raises(UserError, match=f"cannot write {out} .*mend out_dir"):
             save_run(run, out, {})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model").write_text("mine")
-    with pytest.raises(UserError, match="cannot write to"):
+    with pytest.raises(UserError, match="cannot write"):
         save_run(run, tmp_path / "out", {})
     assert visible(tmp_path / "out") == {tmp_path / "out" / "model"}
     assert not list((tmp_path / "out").glob(".*"))
@@ -646,7 +647,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, tmp_path, room):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot write to .*give another out_dir"):
+        with pytest.raises(UserError, match="cannot write .*mend out_dir"):
             save_run(run, tmp_path / "out", {"noise": figure})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -698,9 +699,9 @@ def test_to_google_drive_goes_all_but_the_whole_model(saved, tmp_path, monkeypat
         mounted.append(root)
         Path(root, "MyDrive").mkdir(parents=True, exist_ok=True)
 
-    colab = types.ModuleType("google.colab")
-    colab.drive = types.SimpleNamespace(mount=mount)
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    drive = types.SimpleNamespace(mount=mount)
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setitem(sys.modules, "google.colab.drive", drive)
     for _ in range(2):  # into a folder that is there, too
         folder = copy_to_drive(saved, str(tmp_path / "drive"))
     assert mounted == [str(tmp_path / "drive")] * 2
@@ -709,6 +710,15 @@ def test_to_google_drive_goes_all_but_the_whole_model(saved, tmp_path, monkeypat
     rest = {path for key, path in saved.items() if key != "model_best.safetensors"}
     assert copied == {path.name: path.read_bytes() for path in rest}
     assert len(copied) == 5 and not any("best" in name and "safe" in name for name in copied)
+
+
+def test_outside_colab_its_parts_are_refused_in_one_line(saved, tmp_path):
+    with pytest.raises(
+        UserError, match="only Colab has its drive: turn mount_drive and upload off"
+    ):
+        copy_to_drive(saved, str(tmp_path / "drive"))
+    with pytest.raises(UserError, match="only Colab has its files"):
+        from_colab("files")
 
 
 # ---- what is read back --------------------------------------------------------------------------
@@ -874,19 +884,15 @@ def test_a_summary_is_written_once(saved, drawn_folder, weights_folder, tmp_path
 def test_the_command_makes_a_record_of_every_run_that_a_notebook_saved(
     drawn, drawn_folder, stamps, tmp_path
 ):
-    """Two runs, of which one was there before."""
     one = NOTEBOOKS["01"]
     frozen = freeze(drawn, augmentation=one.dataset.augmentation(224))
-    for part in ("model", "result", "img"):
-        (tmp_path / part).mkdir()
-    save_run(train(frozen, epochs=1), tmp_path, {})
-    before = list_outputs(tmp_path)
-    run = train(frozen, epochs=2)
-    save_run(run, tmp_path, {"combined": plots.plot_curves(run)})
-    parameters = {"data_dir": str(drawn_folder), "weights": "none"}
-    summarise(one, list_outputs(tmp_path) - before, parameters)
-    (record,) = read_records(sorted(list_outputs(tmp_path)))
-    assert (record.stamp, record.epochs_run) == ("20260101_000001", 2)
+    for epochs in (1, 2):
+        run = train(frozen, epochs=epochs)
+        save_run(run, tmp_path, {"combined": plots.plot_curves(run)})
+    summarise(one, tmp_path, {"data_dir": str(drawn_folder), "weights": "none"})
+    records = read_records(sorted((tmp_path / "result").iterdir()))
+    told = [(record.stamp, record.epochs_run) for record in records]
+    assert told == [("20260101_000000", 1), ("20260101_000001", 2)]
 
 
 def test_of_several_runs_the_images_are_read_once(
@@ -894,8 +900,6 @@ def test_of_several_runs_the_images_are_read_once(
 ):
     one = NOTEBOOKS["01"]
     frozen = freeze(drawn, augmentation=one.dataset.augmentation(224))
-    for part in ("model", "result", "img"):
-        (tmp_path / part).mkdir()
     for epochs in (1, 2):
         save_run(train(frozen, epochs=epochs), tmp_path, {})
     read = []
@@ -903,8 +907,8 @@ def test_of_several_runs_the_images_are_read_once(
     monkeypatch.setattr(
         described, "load_folder", lambda folder: read.append(folder) or load(folder)
     )
-    summarise(one, list_outputs(tmp_path), {"data_dir": str(drawn_folder), "weights": "none"})
-    assert len(read_records(sorted(list_outputs(tmp_path)))) == 2
+    summarise(one, tmp_path, {"data_dir": str(drawn_folder), "weights": "none"})
+    assert len(read_records(sorted((tmp_path / "result").iterdir()))) == 2
     assert read == [drawn_folder]
 
 

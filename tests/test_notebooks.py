@@ -362,10 +362,9 @@ def test_drive_gets_a_copy_and_replaces_no_setting(image_folder, tmp_path, monke
     drive = tmp_path / "drive"
     stub = f"""
 import sys, types
-colab = types.ModuleType("google.colab")
-colab.drive = types.SimpleNamespace(mount=lambda root: None)
-sys.modules["google.colab"] = colab
-sys.modules["google"] = types.ModuleType("google")
+for name in ("google", "google.colab"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["google.colab.drive"] = types.SimpleNamespace(mount=lambda root: None)
 import pathlib
 pathlib.Path({str(drive)!r}, "MyDrive").mkdir(parents=True)
 copy_to_drive.__defaults__ = ({str(drive)!r},)

@@ -340,7 +340,7 @@ def test_what_cannot_be_measured_is_said_at_once(arguments, tmp_path, monkeypatc
         peers.main([*arguments, "--rounds", "0"])
     with pytest.raises(UserError, match="needs pretrained weights"):
         peers.main([*arguments, "--weights", "none"])
-    with pytest.raises(UserError, match="nowhere holds no images"):
+    with pytest.raises(UserError, match="nowhere cannot be read as a folder"):
         peers.main([*arguments, "--data", str(tmp_path / "nowhere")])
     monkeypatch.setattr(systems, "library_versions", lambda system: {system: None})
     with pytest.raises(UserError, match="no system is left"):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from transferlab import pretrained
 from transferlab.backbones import build_model, create_backbone
+from transferlab.checkpoints import read_weights
 from transferlab.errors import UserError, WeightsError
 from transferlab.pretrained import (
     LITE0_PACKAGE,
@@ -24,7 +25,6 @@ from transferlab.pretrained import (
     fetch_from_hub,
     find_pretrained,
     read_found_weights,
-    read_weights,
     short_label,
     state_hash,
     tensor_hash,
@@ -205,15 +205,12 @@ def test_small_floats_and_other_pickles(tmp_path):
         tmp_path / "f8.safetensors",
     )
     state = read_weights(tmp_path / "f8.safetensors")
-    assert (
-        state["x"].dtype == torch.float32
-        and state["x"].tolist() == [1, 1, 1]
-        and state["n"].dtype == torch.int64
-    )
-    for content in ([torch.ones(1)], {"x": torch.ones(1), "epoch": 3}):
-        torch.save(content, tmp_path / "x.pth")
-        with pytest.raises(WeightsError, match="x.pth"):
-            read_weights(tmp_path / "x.pth")
+    assert state["x"].float().tolist() == [1, 1, 1] and state["n"].dtype == torch.int64
+    torch.save({"x": torch.ones(1), "epoch": 3}, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth") == {"x": torch.ones(1)}
+    torch.save([torch.ones(1)], tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="x.pth holds no tensors by name, but a list"):
+        read_weights(tmp_path / "x.pth")
 
 
 def test_the_hash_tells_every_change():
@@ -235,11 +232,118 @@ def test_the_hash_tells_every_change():
     assert tensor_hash(torch.zeros(0)) != tensor_hash(torch.tensor(0.0))
 
 
-def test_a_damaged_note_beside_the_weights_is_a_user_error(tiny_file):
-    for text in ("{", "[]", "7"):
-        tiny_file.with_suffix(".json").write_text(text)
-        with pytest.raises(WeightsError, match="describes the weights beside it, is damaged"):
-            create_backbone("test_resnet", str(tiny_file))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "7",
+        "null",
+        '{"source": 7}',
+        '{"source": ["a"]}',
+        '{"source": null}',
+        '{"label": {}}',
+        '{"source": "drawn", "input_size": [64]}',
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        '{"source": "' + "x" * 2_000_000 + '"}',
+        b"\xff\xfe{}",
+    ],
+)
+def test_a_damaged_note_beside_the_weights_is_a_user_error(text, tiny_file):
+    note = tiny_file.with_suffix(".json")
+    note.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(WeightsError, match="describes the weights beside it, is damaged") as told:
+        create_backbone("test_resnet", str(tiny_file))
+    assert "\n" not in str(told.value) and len(str(told.value)) < 500
+
+
+def test_a_note_is_one_line_and_of_bounded_length(tiny_file):
+    note = tiny_file.with_suffix(".json")
+    note.write_text('{"source": "one\\n\\ttwo ' + "x" * 9999 + '", "label": "short"}')
+    info = create_backbone("test_resnet", str(tiny_file))[1]
+    assert info.source.startswith("one two xxx") and len(info.source) == 300
+    assert info.label == "short"
+
+
+def test_what_a_file_says_of_itself_comes_before_the_note_beside_it(tiny_file):
+    """So that a note which another file has left does not speak for it."""
+    metadata = {"source": "hub: a/b", "label": "a/b"}
+    save_file(timm.create_model(TINY).state_dict(), tiny_file, metadata)
+    tiny_file.with_suffix(".json").write_text('{"source": "another file"}')
+    info = create_backbone("test_resnet", str(tiny_file))[1]
+    assert (info.source, info.label) == ("hub: a/b", "a/b")
+
+
+# ---- a folder -----------------------------------------------------------------------------------
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return timm.create_model(TINY, num_classes=3).state_dict()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"test_resnet{suffix}" for suffix in (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")),
+        "test_resnet-f37072fd.pth",
+        f"{TINY}.pth",
+        f"{TINY}.safetensors",
+    ],
+)
+def test_a_folder_is_searched_for_the_usual_names(file, tmp_path, no_hub):
+    (save_file if file.endswith(".safetensors") else torch.save)(small(), tmp_path / file)
+    torch.save(small(1), tmp_path / "test_resnet2.pth")  # of another
+    torch.save(small(1), tmp_path / "my_test_resnet.pth")
+    torch.save(small(1), tmp_path / "test_resnet-.pth")
+    for name in ("test_resnet", TINY):
+        if name == "test_resnet" and file.startswith(TINY):
+            continue  # one tag of several
+        model, info = create_backbone(name, str(tmp_path))
+        assert info.source == f"file {file}" and info.label == file
+        assert torch.equal(model.fc.weight, small()["fc.weight"])
+
+
+def test_a_note_belongs_to_each_of_the_usual_names(tmp_path):
+    (tmp_path / "test_resnet.json").write_text('{"source": "drawn"}')
+    for suffix in (".pth.tar", ".ckpt", ".bin"):
+        torch.save(small(), tmp_path / f"test_resnet{suffix}")
+        assert create_backbone(TINY, str(tmp_path))[1].source == "drawn"
+        (tmp_path / f"test_resnet{suffix}").unlink()
+
+
+def test_of_two_files_of_one_model(tmp_path):
+    """A safetensors file comes first; others must hold the same, or the choice is not ours."""
+    torch.save(small(), tmp_path / "test_resnet.pth")
+    torch.save(small(), tmp_path / "test_resnet-f37072fd.pth")
+    assert create_backbone(TINY, str(tmp_path))[1].source == "file test_resnet.pth"
+    for content in (small(1), small() | {"surplus": torch.ones(1)}):
+        torch.save(content, tmp_path / "test_resnet-f37072fd.pth")
+        with pytest.raises(WeightsError, match="resnet.pth and test_resnet-f37072fd.pth beside it"):
+            create_backbone(TINY, str(tmp_path))
+    save_file(small(2), tmp_path / "test_resnet.safetensors")
+    model, info = create_backbone(TINY, str(tmp_path))
+    assert info.source == "file test_resnet.safetensors"
+    assert torch.equal(model.fc.weight, small(2)["fc.weight"])
+
+
+@pytest.mark.parametrize("by", ["weights", "WEIGHTS_DIR"])
+def test_a_folder_with_other_weights_says_what_it_has(by, tmp_path, no_hub, monkeypatch):
+    for name in ("ResNet50.pth", "best.pt", "last.ckpt"):
+        (tmp_path / name).write_text("")
+    if by == "WEIGHTS_DIR":
+        monkeypatch.setenv("WEIGHTS_DIR", str(tmp_path))
+    place = str(tmp_path) if by == "weights" else "auto"
+    with pytest.warns(UserWarning, match="holds ResNet50.pth, best.pt, last.ckpt, but no test_res"):
+        source = create_backbone("test_resnet", place)[1].source
+    assert source.endswith("but no test_resnet.safetensors, .pth, .pt or .bin)")
+
+
+@pytest.mark.parametrize("place", ["~nouser/x", "x" * 300, "x\0y", "a\nb"])
+def test_places_that_cannot_be(place):
+    with pytest.raises(WeightsError, match="do not exist: give a file, a folder, auto or none"):
+        check_weights_place(place)
 
 
 # ---- the hub ------------------------------------------------------------------------------------

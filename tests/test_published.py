@@ -77,6 +77,8 @@ def test_numbers_are_where_they_belong(path):
     record = read_record(ROOT / path, kind_of(path))
     assert record.stamp == Path(path).stem[-len("YYYYmmdd_HHMMSS") :]
     if "schema" in plain:
+        for one in plain["data"]:
+            one.setdefault("notes", [])  # a field that came later, with a default
         assert json.loads(to_json(record)) == plain
         return
     assert record.schema == 1

@@ -1,12 +1,15 @@
 """Kept values: a hit is exactly what was kept under exactly this key; everything else is computed
 again."""
 
+import json
+import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import time
 import warnings
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +21,13 @@ from transferlab import store as store_module
 from transferlab.__main__ import main
 from transferlab.commands.cache import describe_kept
 from transferlab.errors import UserError
+from transferlab.files import process_mark
 from transferlab.store import (
-    ABANDONED_SECONDS,
     NO_STORE,
     Store,
     Trimmed,
+    cache_bound,
+    default_cache,
     kept_files,
     kept_key,
     merge_store,
@@ -71,6 +76,14 @@ class ShorterKey:
 
 KEY = Key(versions={"torch": "2", "timm": "1"})
 KEPT = torch.arange(12.0).reshape(3, 4) / 7
+
+
+def dead_mark():
+    """The mark of a process that has just ended."""
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    return process_mark().replace(f"-{os.getpid()}", f"-{process.pid}")
 
 
 def keep(folder, key=KEY, value=KEPT):
@@ -169,6 +182,152 @@ def test_a_pipe_is_a_miss_and_not_waited_for(tmp_path):
     os.mkfifo(Store(folder=tmp_path).path(KEY))
     with pytest.warns(UserWarning, match="no regular file"):
         assert Store(folder=tmp_path).read(KEY) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there are they files")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "link to a device", "loop"])
+def test_what_is_no_regular_file_is_a_miss_and_is_replaced(kind, tmp_path):
+    path = Store(folder=tmp_path / "c").path(KEY)
+    path.parent.mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener, chdir(path.parent):
+            listener.bind(path.name)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        place = {"link to a pipe": "../pipe", "link to a device": "/dev/zero"}
+        path.symlink_to(place.get(kind, path.name))
+    assert not Store(folder=tmp_path / "c").has(KEY)
+    with pytest.warns(UserWarning, match="computed again"):
+        assert keep(tmp_path / "c") is KEPT
+    assert torch.equal(hit(tmp_path / "c"), KEPT) and not path.is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_to_a_kept_file_is_read_and_one_to_nowhere_is_replaced(tmp_path):
+    keep(tmp_path / "a")
+    real = kept_file(tmp_path / "a")
+    link = tmp_path / "b" / real.name
+    link.parent.mkdir()
+    link.symlink_to(real)
+    assert torch.equal(hit(tmp_path / "b"), KEPT)
+    real.unlink()
+    assert keep(tmp_path / "b") is KEPT and not link.is_symlink() and not real.exists()
+
+
+def test_a_folder_in_place_of_a_kept_file_loses_nothing(tmp_path):
+    store = Store(folder=tmp_path)
+    (store.path(KEY) / "mine").mkdir(parents=True)
+    with pytest.warns(UserWarning) as caught:
+        assert keep(tmp_path) is KEPT
+    assert [str(one.message).split()[0] for one in caught] == [store.path(KEY).name, "not"]
+    assert not store.has(KEY) and (store.path(KEY) / "mine").is_dir()
+    assert not kept_files(tmp_path) and trim_store(tmp_path) == Trimmed()
+    assert not list(tmp_path.glob(".transferlab-*"))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
+def test_a_lock_that_is_no_regular_file_is_named_and_left_alone(kind, tmp_path, capsys):
+    fill(tmp_path / "c", 1)
+    lock = tmp_path / "c" / ".lock"
+    (tmp_path / "precious").write_text("mine")
+    make = {
+        "link": lambda: lock.symlink_to(tmp_path / "precious"),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+        "device": lambda: lock.symlink_to("/dev/null"),
+    }
+    make[kind]()
+    with pytest.raises(UserError, match=r"\.lock is no regular file: remove it"):
+        trim_store(tmp_path / "c")
+    assert len(kept_files(tmp_path / "c")) == 1
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert main(["cache", "--clear", "--cache-dir", str(tmp_path / "c")]) == 2
+    assert "remove it" in capsys.readouterr().err
+
+
+def test_a_lock_is_never_emptied_nor_followed(tmp_path, monkeypatch):
+    fill(tmp_path, 1)
+    (tmp_path / ".lock").write_text("mine")
+    assert trim_store(tmp_path).files == 1
+    assert (tmp_path / ".lock").read_text() == "mine"
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    fill(tmp_path, 1)
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)  # it has just been put there
+    with pytest.raises(UserError, match="cannot delete"):
+        trim_store(tmp_path)
+
+
+def test_a_lock_that_a_stopped_process_holds_is_not_waited_for_without_end(tmp_path, monkeypatch):
+    fill(tmp_path, 1)
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.05)
+    held = pytest.raises(UserError, match="another process has held its lock")
+    with store_module.cache_lock(tmp_path), held:
+        trim_store(tmp_path)
+    assert trim_store(tmp_path).files == 1
+
+
+def test_what_killed_writers_left_goes_when_the_store_is_opened(tmp_path):
+    mark = dead_mark()
+    left = tmp_path / f".transferlab-{mark}-abc"
+    left.mkdir()
+    (left / "half").write_bytes(b"half")
+    open_store(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["a\0b", "~no-such-user/x"])
+def test_a_folder_that_cannot_be_is_one_clear_error(place, capsys):
+    with pytest.raises(UserError, match="give another --cache-dir"):
+        open_store(place)
+    with pytest.raises(SystemExit, match="2"):
+        main(["cache", "--cache-dir", place])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_strange_files_are_listed_and_cleared(tmp_path, capsys):
+    """Keys of another shape, deeply nested ones, escapes in names, links, pipes, odd dates."""
+    named = {"model": "a\x1b[31m\nb", "view": {"x": "\x1b"}, "precision": "fp32", "data": "\x07"}
+    keys = [named, [], {}, {"model": 1}, {"model": "m", "precision": 3, "data": "d"}, "text", None]
+    texts = [json.dumps(key) for key in keys] + ["[" * 100_000, "{"]
+    for number, text in enumerate(texts):
+        save_file({"x": KEPT}, tmp_path / f"{number:064x}.safetensors", metadata={"key": text})
+    files = [tmp_path / f"{100 + number:064x}.safetensors" for number in range(5)]
+    files[0].symlink_to("nowhere")
+    os.mkfifo(files[1])
+    files[2].mkdir()
+    save_file({"x": KEPT}, files[3])
+    os.utime(files[3], (2**62, 2**33))
+    files[4].write_bytes(b"")
+    assert main(["cache", "--cache-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "\x07" not in printed
+    assert printed.count("unreadable") == len(texts) - 1 + 4
+    assert f"{len(texts) + 4} files" in printed
+    assert main(["cache", "--clear", "--cache-dir", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", files[2].name]
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("TRANSFERLAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache() == ""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_cache() == "/x/transferlab"
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "much", "1e3", "9" * 400, "inf", "nan"])
+def test_a_bound_that_is_none_is_one_clear_error(text, monkeypatch):
+    monkeypatch.setenv("TRANSFERLAB_CACHE_GB", text)
+    with pytest.raises(UserError, match="give a size in GB"):
+        cache_bound()
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -276,16 +435,13 @@ def test_clearing_touches_only_what_was_kept_here(tmp_path):
     fill(tmp_path, 2)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "mine.safetensors").write_bytes(b"mine")
-    for name, age in ((".kept-old", 2 * ABANDONED_SECONDS), (".kept-new", 0)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    old, new = (tmp_path / f".transferlab-elsewhere-1-{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (1, 1))
     assert trim_store(tmp_path).files == 2
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "notes.txt",
-        "mine.safetensors",
-        ".kept-new",
-        ".lock",
-    }
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"notes.txt", "mine.safetensors", new.name, ".lock"}
     missing = tmp_path / "missing"
     assert trim_store(missing) == Trimmed(files=0, size=0) and not missing.exists()
 
@@ -311,9 +467,9 @@ def test_the_list_says_what_is_kept(tmp_path):
     old, new = (describe_kept(file) for file in kept_files(tmp_path))
     assert (new["model"], new["view"], new["precision"], new["images"], new["data"]) == (
         "resnet50",
-        1,
+        "1",
         "bfloat16",
-        3,
+        "3",
         "01234567",
     )
     assert new["MB"] == files[1].stat().st_size / 1e6 and old["model"].startswith("unreadable")

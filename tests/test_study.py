@@ -18,7 +18,7 @@ from transferlab.errors import UserError
 from transferlab.machine import this_machine
 from transferlab.pretrained import state_hash
 from transferlab.store import NO_STORE, Store
-from transferlab.study import Study, freeze_backbone, train_study
+from transferlab.study import Study, check_backbone, freeze_backbone, train_study
 from transferlab.train import Settings
 from transferlab.views import Renderer, faces_augmentation, render_view
 
@@ -316,3 +316,25 @@ def test_a_study_on_a_fold_takes_its_rows(seven_classes):
     assert torch.equal(inner.features.train(1), frozen.features.train(1)[[9, 0, 4]])
     assert torch.equal(inner.features.clean, frozen.features.clean)
     assert inner.classes == 7 and inner.labels(fold.train).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "vit_tiny_patch16_384",
+            224,
+            "takes no pictures of 224 x 224 pixels, but of 384",
+        ),
+        ("deit_tiny_distilled_patch16_224", 224, "several classifiers"),
+    ],
+)
+def test_a_backbone_that_cannot_be_studied_is_known_before_any_time_is_spent(name, size, message):
+    model, _ = create_backbone(name, "none")
+    with pytest.raises(UserError, match=f"^{name}: .*{message}"):
+        check_backbone(model, name, size)
+
+
+def test_a_backbone_that_can_be_studied_passes():
+    model, _ = create_backbone(TINY, "none")
+    check_backbone(model, TINY, 32)

@@ -1,7 +1,11 @@
 """The study's transforms, and views that depend on seed, view and path alone."""
 
+import copy
+import functools
 import hashlib
 import random
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +18,7 @@ from transferlab.views import (
     Augmentation,
     AugmentationInfo,
     faces_augmentation,
+    identity_of,
     info_of,
     photos_augmentation,
     printed,
@@ -178,3 +183,63 @@ def test_what_prints_an_address_prints_the_same_in_every_process():
     assert repr(one.train) != repr(other.train)
     assert printed(one.train) == printed(other.train) and "Plain object" in printed(one.train)
     assert info_of(one) == info_of(other)
+
+
+# ---- what is kept ------------------------------------------------------------------------------
+
+
+class Shade(v2.Transform):
+    """Prints none of its parameters, as many that people write."""
+
+    def __init__(self, by):
+        super().__init__()
+        self._by = by
+
+    def transform(self, inpt, params):
+        return inpt // self._by
+
+
+Shade.__module__ = "shades"  # as of a package
+
+
+def halve(image):
+    return image // 2
+
+
+def of(train, **stated):
+    return Augmentation(**{"name": "own", "size": 8} | stated, train=train, clean=v2.Resize(8))
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (of(Shade(2)), of(Shade(3))),
+        (of(v2.Compose([Shade(2)])), of(v2.Compose([Shade(3)]))),
+        (of(v2.RandomApply([v2.Resize(8)], p=0.2)), of(v2.RandomApply([v2.Resize(8)], p=0.9))),
+        (of(v2.Resize(8)), of(v2.Resize(8), version=2)),
+        (of(v2.Resize(8)), of(v2.Resize(8), name="other")),
+        (of(v2.Lambda(torch.abs)), of(v2.Lambda(torch.neg))),
+    ],
+)
+def test_augmentations_that_draw_differently_are_told_apart(one, other):
+    first = identity_of(one)
+    assert first and first == identity_of(copy.deepcopy(one)) != identity_of(other)
+
+
+def test_those_of_the_study_have_an_identity_that_another_process_finds_again():
+    code = "from transferlab.views import *; print(identity_of(photos_augmentation()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == identity_of(photos_augmentation())
+    assert identity_of(faces_augmentation()) != identity_of(faces_augmentation(64)) != ""
+
+
+@pytest.mark.parametrize(
+    "train",
+    [v2.Lambda(halve), v2.Lambda(lambda image: image), halve, functools.partial(torch.abs)],
+)
+def test_what_is_known_by_its_name_alone_has_no_identity(train):
+    assert identity_of(of(train)) == identity_of(of(v2.Compose([train]))) == ""
+
+
+def test_without_a_name_there_is_no_identity():
+    assert identity_of(of(v2.Resize(8), name="")) == ""

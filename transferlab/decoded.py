@@ -1,13 +1,13 @@
 """Images beyond memory: the first stay decoded, later ones are read when asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .data import ImageSet, load_images, read_image
+from .data import SPLITS, ImageSet, load_images, read_image
 from .errors import DataError, UserError
 
 # So much of a folder stays decoded: the study's faces take 0.1 GB, its ants and bees 0.2 GB.
@@ -27,6 +27,7 @@ class DecodedImages:
     ones are read when asked for."""
 
     def __init__(self, room: int = DECODED_BYTES) -> None:
+        self.white: dict[str, int] = {}  # as that of the ImageSet
         self._room = room
         self._items: list[torch.Tensor | ImageFile] = []
 
@@ -47,7 +48,7 @@ class DecodedImages:
         if isinstance(item, torch.Tensor):
             return item
         try:
-            image, digest = read_image(item.path)
+            image, digest = read_image(item.path, self.white)
         except UserError as error:
             raise DataError(f"{item.path}: {error}; load the images again") from error
         if digest != item.digest:
@@ -55,7 +56,9 @@ class DecodedImages:
         return image
 
 
-def load_folder(folder: str | Path, *, decoded_bytes: int = DECODED_BYTES) -> ImageSet:
+def load_folder(
+    folder: str | Path, *, parts: Sequence[str] = SPLITS, decoded_bytes: int = DECODED_BYTES
+) -> ImageSet:
     """As `load_images`; where the images take more than `decoded_bytes`, those beyond are decoded
     anew for each view.
 
@@ -63,6 +66,7 @@ def load_folder(folder: str | Path, *, decoded_bytes: int = DECODED_BYTES) -> Im
         DataError: as `load_images`.
     """
     images = DecodedImages(decoded_bytes)
-    image_set = load_images(folder, keep=images.add)
+    image_set = load_images(folder, keep=images.add, parts=parts)
+    images.white = image_set.white
     changed: dict[str, Any] = {"images": images}
     return replace(image_set, **changed)

@@ -21,12 +21,13 @@ from .backbones import (
     count_parameters,
     make_head,
 )
+from .checkpoints import read_weights
 from .data import ImageSet, Rejected, split_images
 from .decoded import load_folder
 from .errors import UserError
 from .machine import this_machine
 from .metrics import accuracy_interval
-from .pretrained import WeightsInfo, read_weights, state_hash
+from .pretrained import WeightsInfo, state_hash
 from .records import (
     DataInfo,
     HeadInfo,
@@ -50,6 +51,7 @@ class DescribedData:
     classes: tuple[str, ...]
     synthetic: bool
     rejected: tuple[Rejected, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,3 +20,9 @@ class DataError(UserError):
 
 class WeightsError(UserError):
     """Weights that are missing, or do not fit."""
+
+
+def printable(text: str) -> str:
+    """A text in one line, harmless to a terminal: control characters, escapes, line ends and halves
+    of broken characters are spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -12,13 +12,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from .backbones import fold_batchnorm
+from .backbones import check_picture_size, fold_batchnorm
 from .data import Fold
 from .errors import UserError
 from .machine import Clock, Machine, choose_batch_size
 from .pretrained import state_hash
 from .store import NO_STORE, Store
-from .views import BLOCK, AugmentationInfo, Renderer, info_of
+from .views import BLOCK, AugmentationInfo, Renderer, identity_of, info_of
 
 FEATURES_REVISION = 2  # of rendering and folding: raised whenever they compute something else
 FROM_DISK = "features from disk"
@@ -29,7 +29,8 @@ class FeatureKey:
     """All that features on disk depend on."""
 
     data: str  # digest
-    augmentation: AugmentationInfo  # what it prints too: it may lack a new version that it needs
+    augmentation: AugmentationInfo
+    content: str  # of the augmentation, as `identity_of` gives it
     seed: int  # of the views
     model: str  # timm's name
     weights: str  # hash of the frozen part
@@ -192,7 +193,7 @@ class Features:
                 drawn = extract_ahead(self.lower, blocks, machine=self.machine, precision=precision)
                 return {"features": drawn}
 
-        if not self.renderer.augmentation.name:  # without identity: never kept on disk
+        if not identity_of(self.renderer.augmentation):  # never kept on disk
             return compute()["features"]
         key = self._key(view, indices)
         if not self.store.has(key):
@@ -204,6 +205,7 @@ class Features:
         return FeatureKey(
             data=self.renderer.image_set.digest,
             augmentation=info_of(self.renderer.augmentation),
+            content=identity_of(self.renderer.augmentation),
             seed=self.renderer.seed,
             model=self.model,
             weights=self.weights,
@@ -243,7 +245,12 @@ def features_of(
     clock: Clock,
     store: Store = NO_STORE,
 ) -> Features:
-    """The features that a frozen part of the timm model `model` gives, nothing computed yet."""
+    """The features that a frozen part of the timm model `model` gives, nothing computed yet.
+
+    Raises:
+        UserError: it takes no pictures of the augmentation's size.
+    """
+    check_picture_size(lower, renderer.augmentation.size)
     return Features(
         lower=fold_batchnorm(lower),
         renderer=renderer,

@@ -2,11 +2,12 @@
 
 20 % of every training fold, stratified, decide when a head stops; the test fold is predicted once,
 by the epoch chosen there. What is compared are checkpoints (architecture and weights), never
-architectures.
+architectures. Labelled test images that a folder keeps apart are no part of any fold: the model
+that ranks first is asked for them once, at the end.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -22,14 +23,15 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from .backbones import make_head
-from .data import Fold, Folds, HeldOutFold, ImageSet, check_parts, everything_fold, split_indices
-from .errors import UserError
+from .data import Fold, Folds, HeldOutFold, ImageSet, everything_fold, split_indices
+from .errors import DataError
 from .features import FEATURES_REVISION
 from .machine import Machine
 from .many import Job, train_many
 from .metrics import (
     Interval,
     PairedTest,
+    accuracy_interval,
     bootstrap_interval,
     calibration_error,
     corrected_resampled_t,
@@ -38,7 +40,7 @@ from .metrics import (
     macro_f1_interval,
     verdicts,
 )
-from .records import RunRecord, from_plain
+from .records import DataInfo, RunRecord, from_plain
 from .store import NO_STORE, Store, pack, unpack
 from .study import Frozen, Study
 from .train import Settings, TrainResult, ViewOf
@@ -51,21 +53,105 @@ POINTS = (1, 2, 3, 5)  # differences, in points of accuracy, that images are cou
 # ---- folds -----------------------------------------------------------------------------------
 
 
-def make_folds(labels: torch.Tensor, *, k: int, repeats: int, seed: int) -> Folds:
-    """The same folds for every model: `k` stratified ones, `repeats` times.
+def counted_images(number: int) -> str:
+    """A number of images in words."""
+    return "1 image" if number == 1 else f"{number} images"
+
+
+def folds_work(sizes: torch.Tensor, k: int) -> bool:
+    """Whether classes of those sizes [C] can be cut into `k` folds: every class is in every test
+    fold, and some class leaves two images to a training fold, one to train on and one to stop by.
+    """
+    smallest = int(sizes.min())
+    largest = int(sizes.max())
+    return 2 <= k <= smallest and (k > 2 or largest >= 4)
+
+
+def check_class_sizes(labels: torch.Tensor, k: int, classes: Sequence[str] = ()) -> None:
+    """Makes sure that every class has images enough for `k` folds.
 
     Raises:
-        UserError: a class has fewer images than there are folds, or too few for the inner split.
+        DataError: one has not; named as in `classes`, with what it has, what is needed, and what
+            to do.
     """
-    smallest = int(torch.bincount(labels).min())
-    if not 2 <= k <= smallest:
-        raise UserError(f"{k} folds: give from 2 to {smallest}, the images of the smallest class")
+    sizes = torch.bincount(labels)
+    if k < 2:
+        raise DataError(f"{k} folds leave nothing to train on: give 2 or more")
+    if folds_work(sizes, k):
+        return
+    names = classes or [str(label) for label in range(len(sizes))]
+    smallest = int(sizes.min())
+    if smallest < k:
+        needed = k
+        place = int(sizes.argmin())
+        told = f"class {names[place]} has {counted_images(smallest)}"
+    else:  # two folds of classes of two or three images
+        needed = 4
+        place = int(sizes.argmax())
+        told = f"class {names[place]}, the largest, has {counted_images(int(sizes[place]))}"
+    small = int((sizes < k).sum())
+    if small > 1:
+        told += f" ({small} of {len(sizes)} classes have fewer than {k})"
+    advice = ["add images"]
+    if 0 < small <= len(sizes) - 2:
+        advice.append("remove the class" if small == 1 else "remove these classes")
+    fewer = [number for number in range(2, smallest + 1) if folds_work(sizes, number)]
+    if fewer:
+        advice.append(f"give --folds {max(fewer)}")
+    raise DataError(f"{told}; {k} folds need {needed}: {listed_choices(advice)}")
+
+
+def listed_choices(choices: Sequence[str]) -> str:
+    """Choices in words: "a", "a or b", "a, b, or c"."""
+    if len(choices) < 3:
+        return " or ".join(choices)
+    return f"{', '.join(choices[:-1])}, or {choices[-1]}"
+
+
+def inner_split(labels: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits a training fold, stratified, 20 % of it to stop by -> (train, val) indices.
+
+    Where classes are so small that one would be missing in a part, every class is split by itself:
+    one image or more of it to stop by, and at least one to train on.
+    """
+    sizes = torch.bincount(labels)
+    present = sizes[sizes > 0]
+    classes = len(present)
+    count = int(INNER_SHARE * len(labels))
+    if int(present.min()) >= 2 and classes <= count <= len(labels) - classes:
+        parts = split_indices(labels, val_size=INNER_SHARE, seed=seed)
+        if all(len(labels[part].unique()) == classes for part in parts):
+            return parts
+    return split_each_class(labels, seed=seed)
+
+
+def split_each_class(labels: torch.Tensor, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits each class by itself, seeded, 20 % but at least one image of two or more to val ->
+    (train, val) indices."""
+    random = np.random.default_rng(seed)
+    in_val = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        images = random.permutation(torch.where(labels == label)[0].numpy())
+        count = max(1, int(INNER_SHARE * len(images))) if len(images) > 1 else 0
+        in_val[torch.from_numpy(images[:count])] = True
+    return torch.where(~in_val)[0], torch.where(in_val)[0]
+
+
+def make_folds(
+    labels: torch.Tensor, *, k: int, repeats: int, seed: int, classes: Sequence[str] = ()
+) -> Folds:
+    """The same folds for every model: `k` stratified ones, `repeats` times. `classes`: what they
+    are called, for the message.
+
+    Raises:
+        DataError: as `check_class_sizes`.
+    """
+    check_class_sizes(labels, k, classes)
     splitter = RepeatedStratifiedKFold(n_splits=k, n_repeats=repeats, random_state=seed)
     folds = []
     for place, (rest, test) in enumerate(splitter.split(labels, labels)):
         training = torch.from_numpy(rest)
-        inner, val = split_indices(labels[training], val_size=INNER_SHARE, seed=seed + place)
-        check_parts(labels[training], (inner, val))
+        inner, val = inner_split(labels[training], seed=seed + place)
         fold = HeldOutFold(
             train=training[inner],
             val=training[val],
@@ -75,6 +161,26 @@ def make_folds(labels: torch.Tensor, *, k: int, repeats: int, seed: int) -> Fold
         )
         folds.append(fold)
     return Folds(folds=tuple(folds), k=k, repeats=repeats)
+
+
+def fold_of_all(labels: torch.Tensor, *, seed: int) -> Folds:
+    """All images as one training fold, split inside as any other; its test fold is empty."""
+    inner, val = inner_split(labels, seed=seed)
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Folds(folds=(HeldOutFold(train=inner, val=val, test=nothing),), k=1, repeats=1)
+
+
+def fold_notes(labels: torch.Tensor, folds: Folds, classes: Sequence[str]) -> list[str]:
+    """What there is to say of folds: the classes too small to take part in choosing an epoch."""
+    left_out: set[int] = set()
+    for fold in folds:
+        known = labels[training_part(fold)].unique()
+        left_out |= set(known.tolist()) - set(labels[fold.val].unique().tolist())
+    return [
+        f"class {classes[label]}: so small that in some training folds its only image is trained "
+        "on, and none helps to choose the epoch"
+        for label in sorted(left_out)
+    ]
 
 
 def study_of_all(
@@ -139,6 +245,26 @@ def kept_predictions(kept: Mapping[str, torch.Tensor]) -> Predictions:
     )
 
 
+def check_predictions(predictions: Predictions, shape: tuple[int, int, int], folds: int) -> None:
+    """Makes sure that predictions that were kept are what they have to be.
+
+    `shape`: (repeats, images, classes); `folds`: the number of heads that were trained, where heads
+    were.
+
+    Raises:
+        ValueError: they are of another shape or type, or no probabilities.
+    """
+    probabilities = predictions.probabilities
+    if probabilities.shape != shape or probabilities.dtype != np.float32:
+        raise ValueError(f"{probabilities.dtype} {probabilities.shape}, not float32 {shape}")
+    sums = probabilities.sum(2)
+    if not (probabilities.min() >= 0 and np.abs(sums - 1).max() < 1e-3):
+        raise ValueError("no probabilities")
+    for values in (predictions.optimism, predictions.epochs):
+        if values is not None and values.shape != (folds,):
+            raise ValueError(f"values of {len(values)} folds, not {folds}")
+
+
 def empty_probabilities(image_set: ImageSet, folds: Folds) -> np.ndarray:
     """Zeros [R, N, C] in fp32."""
     shape = (folds.repeats, len(image_set.labels), len(image_set.classes))
@@ -157,7 +283,7 @@ def train_on_folds(study: Study, folds: Folds, view_of: ViewOf, clean: torch.Ten
     """The study's head on every fold at once.
 
     `clean`: features [N, D] of all images; `view_of(e)`: those that epoch e trains on. The test
-    fold is scored after every epoch and decides nothing.
+    fold, where it is not empty, is scored after every epoch and decides nothing.
     """
     settings = study.settings
     heads = []
@@ -179,7 +305,7 @@ def train_on_folds(study: Study, folds: Folds, view_of: ViewOf, clean: torch.Ten
             seed=seed,
             lr=settings.lr,
             patience=settings.patience,
-            test_index=fold.test,
+            test_index=fold.test if len(fold.test) else None,
         )
         heads.append(head)
         jobs.append(job)
@@ -219,6 +345,25 @@ def predict_with_heads(frozen: Frozen, study: Study, folds: Folds) -> Prediction
         optimism=np.array([selection_optimism(result) for result in trained.results]),
         epochs=np.array([result.best_epoch for result in trained.results]),
     )
+
+
+def predict_apart(frozen: Frozen, study: Study, fold: Folds, apart: ImageSet) -> Predictions:
+    """The study's head for images that were kept apart, probabilities [1, M, C].
+
+    It is fitted once on all images of the study, as on one training fold (`fold_of_all`): trained
+    on four fifths of them, stopped by the others, and asked for each image apart once.
+    """
+    features = frozen.features
+    renderer = Renderer(apart, study.renderer.augmentation, seed=study.seed)
+    clean_apart = replace(features, renderer=renderer).clean
+
+    def view_of(epoch: int) -> torch.Tensor:
+        return features.train(study.settings.view_of(epoch))
+
+    trained = train_on_folds(study, fold, view_of, features.clean)
+    with torch.inference_mode():
+        logits = trained.heads[0].eval()(clean_apart)
+    return Predictions(probabilities=logits.softmax(1)[None].numpy())
 
 
 # ---- baselines -------------------------------------------------------------------------------
@@ -419,6 +564,17 @@ def score_model(
     )
 
 
+RANKING = "highest accuracy on held-out folds; of equal ones lower log-loss, then named first"
+
+
+def first_ranked(scores: Sequence[Scores]) -> Scores:
+    """The model, no baseline, of the highest accuracy; of equal ones that of the lowest log-loss,
+    then the one that comes first."""
+    models = [one for one in scores if not one.baseline]
+    # Rounded, since means of the same counts in another order differ in their last bits.
+    return min(models, key=lambda one: (-round(one.accuracy, 9), round(one.log_loss.value, 9)))
+
+
 # ---- paired tests ----------------------------------------------------------------------------
 
 
@@ -513,7 +669,64 @@ def verdict_text(pair: PairTest, n: int) -> str:
     return f"{told}: indistinguishable; {seen}; {images}"
 
 
+def shorten(text: str, most: int = 100) -> str:
+    """A text whose middle is left out where it is longer than a line."""
+    if len(text) <= most:
+        return text
+    half = (most - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 # ---- records ---------------------------------------------------------------------------------
+
+
+PROTOCOL = (
+    "fitted once on all other images, four fifths of them to train on and one fifth, stratified, "
+    "to choose the epoch; each test image predicted once, after the verdict"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalScore:
+    """How the model that ranks first does on labelled test images that were kept apart: they had no
+    part in ranking, and no other model was asked for them."""
+
+    model: str
+    ranking: str = RANKING  # what came first, and how ties were ranked
+    protocol: str = PROTOCOL  # how the model was fitted
+    data: DataInfo  # the test images
+    n: int  # images
+    correct: int
+    accuracy: float  # 0 to 1
+    accuracy_interval: Interval  # 95 % (Wilson), over images
+    machine: Machine | None = None  # that computed it
+
+
+def score_apart(
+    model: str, predictions: Predictions, labels: np.ndarray, data: DataInfo
+) -> FinalScore:
+    """The score of a model's predictions [1, M, C] against labels int [M] of images kept apart."""
+    predicted = predictions.probabilities[0].argmax(1)
+    correct = int((predicted == labels).sum())
+    n = len(labels)
+    return FinalScore(
+        model=model,
+        data=data,
+        n=n,
+        correct=correct,
+        accuracy=correct / n,
+        accuracy_interval=accuracy_interval(correct, n),
+        machine=predictions.machine,
+    )
+
+
+def final_text(score: FinalScore) -> str:
+    """The score on the test images as a sentence for the terminal."""
+    interval = score.accuracy_interval
+    accuracy = f"{100 * score.accuracy:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    counted = f"{score.correct} of {score.n} images"
+    who = f"{score.model}, which ranks first ({score.ranking}), {score.protocol}"
+    return f"test: accuracy {accuracy}, {counted}: {who}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -525,6 +738,10 @@ class ComparisonRecord(RunRecord):
     repeats: int
     fold_hash: str
     machines: tuple[Machine, ...] = ()  # that computed parts of it
+    # {model: how its views were drawn}: they differ in size alone. That of the data is missing
+    # where they do.
+    augmentations: dict[str, AugmentationInfo] = field(default_factory=dict)
+    test: FinalScore | None = None  # where the folder keeps labelled test images apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -537,10 +754,20 @@ class PredictionKey:
     model: str  # timm's name
     weights: str  # hash of all tensors
     augmentation: AugmentationInfo
+    content: str  # of the augmentation, as `identity_of` gives it
     settings: Settings | None  # of heads
     seed: int
     folds: str  # their hash
     precision: str  # of the random views; of baselines on the clean view always fp32
     choices: tuple[str, ...] = ()  # of a baseline: what it is chosen from
     features: int = FEATURES_REVISION
+    revision: int = 1  # raised whenever predictions of the same key come out otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalKey:
+    """All that predictions of images kept apart depend on."""
+
+    fitted: PredictionKey  # of the head, on one fold of all images
+    apart: str  # digest of the test images
     revision: int = 1  # raised whenever predictions of the same key come out otherwise

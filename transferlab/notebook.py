@@ -1,5 +1,6 @@
 """What a notebook holds beside the shared core: a frozen backbone and its trainings, in memory."""
 
+import importlib
 import json
 import shutil
 import time
@@ -43,8 +44,8 @@ class NotYet(UserError):
 def load_body(name: str, timm_name: str, weights: str) -> tuple[nn.Module, dict[str, str]]:
     """A timm model without its classifier, all of its weights loaded, and what they are.
 
-    `weights`: "auto", from the hub; a file; a folder, in which NAME.safetensors is; "none", random
-    ones. The .json beside a file says what it holds ("label", "source", "kind").
+    `weights`: "auto", from the hub; a file; a folder, in which NAME.safetensors, .pth, .pt or .bin
+    is; "none", random ones. The .json beside a file says what it holds ("label", "source", "kind").
 
     Raises:
         WeightsError: they are not to be had, or do not fit.
@@ -59,12 +60,12 @@ def load_body(name: str, timm_name: str, weights: str) -> tuple[nn.Module, dict[
             path = Path(fetch_from_hub(repo, "model.safetensors"))
             told = {"kind": "hub", "label": repo, "source": f"hub: {repo}"}
         elif weights != "none":
-            path = path / f"{name}.safetensors" if path.is_dir() else path
+            path = max(path.glob(f"{name}.[bps]*"), default=path)  # safetensors, pth, pt, bin
             note = path.with_suffix(".json")
             told = {"kind": "file", "label": path.resolve(strict=True).name, "source": path.name}
             told |= json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if weights != "none":
-            state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
+            state = timm.models.load_state_dict(str(path), weights_only=True)
             classifier = body.pretrained_cfg["classifier"] + "."
             body.load_state_dict({k: v for k, v in state.items() if not k.startswith(classifier)})
     except Exception as error:  # of the hub, of pickles, of names that do not fit
@@ -113,8 +114,11 @@ class FrozenBackbone:
     def features(self, part: str, view: int = 0, *, seconds: bool = False) -> Tensor:
         """Features [n, D] of the "train" or "val" images in a view, or the seconds they took."""
         transform = self.augmentation.train if view else self.augmentation.clean
+        parts = getattr(transform, "transforms", [transform])
+        own = [one for one in parts if not type(one).__module__.startswith("torchvision")]
+        told = transform if own or "Lambda" in repr(parts) else repr(transform)  # prints all of it?
         of_what = (self.hash, self.weights["timm_name"], self.image_set.digest)
-        key = (*of_what, repr(transform), self.seed, part, view)
+        key = (*of_what, told, self.seed, part, view)
         if key not in self.kept:
             started = time.perf_counter()
             blocks = getattr(self.fold, part).split(32)
@@ -208,7 +212,9 @@ def summarise_run(run: Run) -> dict[str, Any]:
 def describe_run(run: Run) -> dict[str, Any]:
     """What a run says of itself; `described.study_record` makes the study's record of it."""
     frozen, images = run.frozen, run.frozen.image_set
-    told = {key: getattr(images, key) for key in ("name", "digest", "classes", "synthetic")}
+    told = {
+        key: getattr(images, key) for key in ("name", "digest", "classes", "synthetic", "notes")
+    }
     told["rejected"] = [vars(one) for one in images.rejected]
     views = {(epoch - 1) % (run.settings["views"] + 1) for epoch in run.history.index} - {0}
     seconds = {"clean view": sum(frozen.features(part, seconds=True) for part in SPLITS)}
@@ -225,49 +231,65 @@ def describe_run(run: Run) -> dict[str, Any]:
 def save_run(run: Run, out_dir: str | Path, figures: dict[str, plt.Figure]) -> dict[str, Path]:
     """Writes model, head, epochs and figures of a training under a new stamp -> {name: path}.
 
-    All are written in a hidden folder of their own and then renamed, so that each appears whole.
+    The hidden folder .STAMP holds the stamp: only one can make it, and the commands keep to that
+    too. All are written in there and then renamed, the description before its model, so that each
+    appears whole and none over another.
 
     Raises:
         UserError: `out_dir` cannot be written.
     """
-    out = Path(out_dir).expanduser()
     body = run.frozen.lower.body
     head = run.head.state_dict(prefix=body.pretrained_cfg["classifier"] + ".")
     state = {key: tensor.cpu().contiguous() for key, tensor in (body.state_dict() | head).items()}
     text = json.dumps(describe_run(run), indent=1, ensure_ascii=False) + "\n"
-    files = {}
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    while (out / f".{stamp}").exists() or any(out.glob(f"*/*_{stamp}.*")):
-        time.sleep(0.2)
-        stamp = time.strftime("%Y%m%d_%H%M%S")
-    folder = out / f".{stamp}"
-    try:
-        folder.mkdir(parents=True)
+    files: dict[str, Path] = {}
+    while not files:
+        folder = Path(out_dir, time.strftime(".%Y%m%d_%H%M%S")).expanduser()
         try:
-            (folder / "model_best.safetensors").write_bytes(save(state, {"description": text}))
-            (folder / "model_head.safetensors").write_bytes(save({key: state[key] for key in head}))
-            (folder / "model_best.json").write_text(text, encoding="utf-8")
-            run.history.to_csv(folder / "result_results.csv")
-            for kind, figure in figures.items():
-                figure.savefig(folder / f"img_{kind}.png", dpi=120, bbox_inches="tight")
-                plt.close(figure)
-            for path in sorted(folder.iterdir()):
-                place, kind = path.stem.split("_", 1)
-                (out / place).mkdir(exist_ok=True)
-                target = out / place / f"{run.frozen.name}_{kind}_{stamp}{path.suffix}"
-                files[path.name] = path.rename(target)
-        finally:
-            shutil.rmtree(folder)  # empty, unless this was interrupted
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error}): give another out_dir") from error
+            folder.mkdir(parents=True)
+            try:
+                if any(folder.parent.glob(f"[!.]*/*_{folder.name[1:]}.*")):
+                    folder.mkdir()  # fails: as if another held it
+                (folder / "model_best.safetensors").write_bytes(save(state, {"description": text}))
+                (folder / "model_head.safetensors").write_bytes(save({k: state[k] for k in head}))
+                (folder / "model_best.json").write_text(text, encoding="utf-8")
+                run.history.to_csv(folder / "result_results.csv")
+                for kind, figure in figures.items():
+                    figure.savefig(folder / f"img_{kind}.png", dpi=120, bbox_inches="tight")
+                    plt.close(figure)
+                for path in sorted(folder.iterdir()):
+                    name = f"{path.stem}_{folder.name[1:]}{path.suffix}"
+                    target = folder.parent / name.replace("_", f"/{run.frozen.name}_", 1)
+                    target.parent.mkdir(exist_ok=True)
+                    files[path.name] = path.rename(target)
+            finally:
+                shutil.rmtree(folder)
+        except OSError as error:
+            if type(error) is not FileExistsError or error.filename != str(folder):
+                raise UserError(f"cannot write {out_dir} ({error}): mend out_dir") from error
+            time.sleep(0.2)  # another holds it: the next second is another stamp
     return files
 
 
-def copy_to_drive(files: dict[str, Path], root: str = "/content/drive") -> Path:
-    """Copies what a run has written to Google Drive, but for the whole model: the head will do."""
-    from google.colab import drive  # type: ignore[import-untyped]  # only there in Colab
+def from_colab(part: str) -> Any:
+    """A part of google.colab, such as "drive".
 
-    drive.mount(root)
+    Raises:
+        UserError: this is not Colab.
+    """
+    try:
+        return importlib.import_module(f"google.colab.{part}")
+    except ImportError:
+        raise UserError(f"only Colab has its {part}: turn mount_drive and upload off") from None
+
+
+def copy_to_drive(files: dict[str, Path], root: str = "/content/drive") -> Path:
+    """Copies what a run has written to Google Drive, but for the whole model: the head will do.
+
+    Raises:
+        UserError: this is not Colab.
+    """
+    from_colab("drive").mount(root)
     folder = Path(root, "MyDrive/transferlab")
     folder.mkdir(exist_ok=True)
     for path in {*files.values()} - {files["model_best.safetensors"]}:

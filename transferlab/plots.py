@@ -3,7 +3,8 @@ English."""
 
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, f1_score
 from torch.nn import functional as F
 
 from .data import Fold, ImageSet
-from .heldout import Scores
+from .heldout import Scores, shorten
 from .metrics import accuracy_interval
 from .notebook import Run
 
@@ -28,12 +29,29 @@ COLORS = {"resnet50": "#0072B2", "densenet121": "#D55E00", "efficientnet_lite0":
 def use_fonts() -> list[str]:
     """Draws Korean and other names in the installed fonts that have them -> the fonts' names."""
     plt.rcParams["text.parse_math"] = False  # a class may be called $1
-    found = [f for f in font_manager.findSystemFonts() if re.search("CJK|Nanum|malgun|AppleSD", f)]
+    known = "CJK|Nanum|malgun|Baekmuk|AppleSD|Hiragino|YuGoth|msgothic|msyh|simhei|wqy|unifont"
+    found = [one for one in font_manager.findSystemFonts() if re.search(known, one, re.I)]
     for path in found:
         font_manager.fontManager.addfont(path)
     names = sorted({font_manager.FontProperties(fname=path).get_name() for path in found})
     plt.rcParams["font.family"] = ["DejaVu Sans", *names]
     return names
+
+
+def undrawn(names: Iterable[str]) -> str:
+    """The characters of some names that no font in use can draw, each once."""
+    fonts = [font_manager.findfont(family) for family in plt.rcParams["font.family"]]
+    drawn = {code for font in fonts for code in font_manager.get_font(font).get_charmap()}
+    return "".join(sorted({one for name in names for one in name if ord(one) not in drawn}))
+
+
+def font_hint(names: Iterable[str]) -> str:
+    """What to do where figures cannot show some names; "" where they can."""
+    use_fonts()
+    missing = undrawn(names)
+    warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, here
+    advice = "install one, such as fonts-noto-cjk, else figures show boxes"
+    return f"no font here draws {missing[:20]}: {advice}" if missing else ""
 
 
 def plot_class_counts(image_set: ImageSet, fold: Fold) -> None:
@@ -85,7 +103,8 @@ def plot_confusion(run: Run) -> plt.Figure:
     classes = run.frozen.image_set.classes
     scored = {"y_true": run.frozen.labels("val").cpu(), "y_pred": run.logits.argmax(dim=1).cpu()}
     scored["labels"] = range(len(classes))
-    size = (5 + 0.8 * len(classes), 2.5 + 0.3 * len(classes))
+    most = min(len(classes), 60)  # 500 classes would fill the memory
+    size = (5 + 0.8 * most, 2.5 + 0.3 * most)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained")
     look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": "vertical", "ax": left}
     ConfusionMatrixDisplay.from_predictions(**scored, display_labels=classes, **look)
@@ -243,8 +262,13 @@ def plot_technique_accuracies(summary: pd.DataFrame, title: str) -> plt.Figure:
 
 
 def plot_comparison(scores: Sequence[Scores], title: str) -> plt.Figure:
-    """Accuracies with their intervals, models in blue, baselines in grey, directly labelled."""
-    figure, axis = plt.subplots(figsize=(8, 1.5 + 0.4 * len(scores)), layout="constrained")
+    """Accuracies with their intervals, models in blue, baselines in grey, directly labelled; rows
+    are narrower where there are many."""
+    use_fonts()
+    row_height = min(0.4, 24 / len(scores))  # inches
+    text_size = min(8.0, 20 * row_height)
+    size = (8, 1.5 + row_height * len(scores) + 0.12 * title.count("\n"))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     from_below = scores[::-1]
     for place, score in enumerate(from_below):
         colour = GREY if score.baseline else BLUE
@@ -260,9 +284,10 @@ def plot_comparison(scores: Sequence[Scores], title: str) -> plt.Figure:
             f"{accuracy:.1f}",
             ha="center",
             va="bottom",
-            fontsize=8,
+            fontsize=text_size,
         )
-    axis.set_yticks(range(len(scores)), [score.model for score in from_below])
+    names = [shorten(score.model, 50) for score in from_below]
+    axis.set_yticks(range(len(scores)), names, fontsize=1.25 * text_size)
     axis.set_xlabel("accuracy on held-out folds (%), 95 % interval over images")
     axis.set_ylim(-0.6, len(scores) - 0.2)
     figure.suptitle(title, fontsize=8)

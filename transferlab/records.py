@@ -30,6 +30,7 @@ class DataInfo:
     classes: tuple[str, ...] = ()
     synthetic: bool = False  # drawn stand-ins
     rejected: tuple[Rejected, ...] = ()
+    notes: tuple[str, ...] = ()  # what else is not read, taken together or assumed
     augmentation: AugmentationInfo | None = None  # how its views were drawn
 
 
@@ -42,6 +43,7 @@ def data_info(image_set: ImageSet, augmentation: Augmentation | None = None) -> 
         classes=tuple(image_set.classes),
         synthetic=image_set.synthetic,
         rejected=tuple(image_set.rejected),
+        notes=tuple(image_set.notes),
         augmentation=info_of(augmentation) if augmentation else None,
     )
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import UserError
+from .files import replace_whole, require_regular, scratch_folder, sweep_scratch
 from .pretrained import tensor_hash
 
 MAX_CACHE_GB = 10
-ABANDONED_SECONDS = 24 * 3600  # a temporary folder this old belongs to a process that was killed
+LOCK_SECONDS = 30  # trimming takes less; a process that was suspended may hold the lock for ever
 KEPT_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
@@ -75,7 +76,7 @@ class Store:
 
     def read(self, key: Any) -> dict[str, torch.Tensor] | None:
         """What is kept for the key; None where nothing is, or with a warning something damaged,
-        something else, or no file."""
+        something else, or no regular file."""
         if self.folder is None:
             return None
         path = self.path(key)
@@ -97,11 +98,10 @@ class Store:
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Renamed when whole: nobody reads half a file.
-            with tempfile.TemporaryDirectory(prefix=".kept-", dir=path.parent) as folder:
-                temporary = Path(folder) / path.name
+            with scratch_folder(path.parent) as folder:
+                temporary = folder / path.name
                 save_file(whole, temporary, metadata=metadata)
-                os.replace(temporary, path)
+                replace_whole(temporary, path)
         except (OSError, SafetensorError) as error:
             message = f"not kept: {self.folder} cannot be written ({error})"
             warnings.warn(message, stacklevel=3)
@@ -128,8 +128,7 @@ def read_kept(path: Path, wanted: str) -> dict[str, torch.Tensor]:
         ValueError: it is no regular file, holds what another key has given, or has changed; and
             what safetensors raises for a damaged one.
     """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError("no regular file")
+    require_regular(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -141,11 +140,18 @@ def read_kept(path: Path, wanted: str) -> dict[str, torch.Tensor]:
 
 
 def open_store(folder: str | Path) -> Store:
-    """The store in a folder, swept of what killed writers left; "" keeps nothing."""
+    """The store in a folder, swept of what killed writers left; "" keeps nothing.
+
+    Raises:
+        UserError: no folder can have such a name.
+    """
     if not folder:
         return NO_STORE
-    place = Path(folder).expanduser().resolve()
-    sweep_leftovers(place)
+    try:
+        place = Path(folder).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop; no such user; a NUL byte
+        raise UserError(f"the cache {folder}: {error}: give another --cache-dir") from error
+    sweep_scratch(place)
     return Store(folder=place)
 
 
@@ -153,19 +159,26 @@ def open_store(folder: str | Path) -> Store:
 
 
 def default_cache() -> str:
-    """$TRANSFERLAB_CACHE, else $XDG_CACHE_HOME/transferlab, else ~/.cache/transferlab."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return os.environ.get("TRANSFERLAB_CACHE") or str(Path(home) / "transferlab")
+    """$TRANSFERLAB_CACHE, else $XDG_CACHE_HOME/transferlab, else ~/.cache/transferlab; "", none,
+    for a user without a home."""
+    named = os.environ.get("TRANSFERLAB_CACHE")
+    if named:
+        return named
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return ""
+    return str(Path(home) / "transferlab")
 
 
 def cache_bound() -> int:
     """How many bytes the store of features may take: $TRANSFERLAB_CACHE_GB, else 10 GB.
 
     Raises:
-        UserError: the variable holds no positive number.
+        UserError: the variable holds no positive number, or an endless one.
     """
     text = os.environ.get("TRANSFERLAB_CACHE_GB") or str(MAX_CACHE_GB)
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not 0 < float(text) < 1e9:
         raise UserError(f"TRANSFERLAB_CACHE_GB is {text!r}: give a size in GB, such as 10")
     return int(float(text) * 1e9)
 
@@ -180,10 +193,10 @@ class KeptFile:
 
 
 def kept_files(folder: Path) -> list[KeptFile]:
-    """The files of a store, the one used longest ago first.
+    """What has the name of a kept file, but for folders, the one used longest ago first.
 
-    A file that another process deletes meanwhile is left out. Where the system notes when files
-    are read (most do, once a day), a file counts as used then.
+    A file that another process deletes meanwhile is left out; a link counts as itself. Where the
+    system notes when files are read (most do, once a day), a file counts as used then.
 
     Raises:
         UserError: `folder` is no folder, or cannot be read.
@@ -199,8 +212,10 @@ def kept_files(folder: Path) -> list[KeptFile]:
         if not KEPT_NAME.fullmatch(path.name):
             continue
         try:
-            status = path.stat()
+            status = path.lstat()
         except FileNotFoundError:
+            continue
+        if stat.S_ISDIR(status.st_mode):
             continue
         used = max(status.st_atime, status.st_mtime)
         files.append(KeptFile(used=used, size=status.st_size, path=path))
@@ -213,31 +228,52 @@ def kept_key(path: Path) -> dict[str, Any]:
     Raises:
         Exception: of many kinds, where the file is damaged.
     """
+    require_regular(path)
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["key"])
+
+
+def wait_for_lock(number: int) -> None:
+    """Locks an open file, waiting for whoever has it.
+
+    Raises:
+        OSError: it is still held after `LOCK_SECONDS`, or files cannot be locked here.
+    """
+    if os.name != "posix":  # there two at once may delete more than needed, nothing in use
+        return
+    import fcntl
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"another process has held its lock for {LOCK_SECONDS} s"
+                ) from error
+            time.sleep(0.02)
 
 
 @contextmanager
 def cache_lock(folder: Path) -> Iterator[None]:
     """Lets one process at a time delete in a store; readers and writers need no lock, since files
-    are renamed when whole."""
-    with open(folder / ".lock", "w") as file:
-        if os.name == "posix":  # elsewhere two at once may delete more than needed, nothing in use
-            import fcntl
+    are renamed when whole.
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+    Raises:
+        OSError: it cannot be had, as where .lock is a link, a pipe or a folder.
+    """
+    path = folder / ".lock"
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(f"{path} is no regular file: remove it")
+    # Never emptied, and no link that has just been put there is followed.
+    number = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        wait_for_lock(number)
         yield
-
-
-def sweep_leftovers(folder: Path) -> None:
-    """Deletes what writers left in `folder` that were killed."""
-    for left in folder.glob(".kept-*"):
-        try:
-            age = time.time() - left.stat().st_mtime
-        except FileNotFoundError:  # another process has just finished with it
-            continue
-        if age > ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +300,7 @@ def trim_store(folder: Path, keep_bytes: int = 0) -> Trimmed:
     freed = 0
     try:
         with cache_lock(folder):
-            sweep_leftovers(folder)
+            sweep_scratch(folder)
             files = kept_files(folder)
             total = sum(file.size for file in files)
             for file in files:
@@ -301,9 +337,9 @@ def damage(path: Path) -> str:
 
 def copy_into(folder: Path, path: Path) -> None:
     """Copies a kept file into a store's folder, under its name only when it is whole."""
-    with tempfile.TemporaryDirectory(prefix=".kept-", dir=folder) as place:
-        copied = shutil.copyfile(path, Path(place) / path.name)
-        os.replace(copied, folder / path.name)
+    with scratch_folder(folder) as place:
+        copied = shutil.copyfile(path, place / path.name)
+        replace_whole(copied, folder / path.name)
 
 
 def merge_store(store: Store, other: Path) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .backbones import (
+    check_picture_size,
     create_backbone,
     estimate_batchnorm,
     make_head,
@@ -13,6 +14,7 @@ from .backbones import (
     split_features,
 )
 from .data import Fold, ImageSet
+from .errors import UserError
 from .features import Features, FoldFeatures, features_of
 from .machine import Clock, Machine
 from .pretrained import WeightsInfo
@@ -83,6 +85,21 @@ def settle_batchnorm(model: nn.Module, study: Study) -> None:
     parts = everything.tensor_split(-(-len(everything) // BLOCK))  # of one size: each counts alike
     blocks = (block for part in parts for block in study.renderer.blocks(0, part))
     estimate_batchnorm(model, blocks, device=study.machine.device)
+
+
+def check_backbone(model: nn.Module, name: str, size: int) -> None:
+    """Makes sure, before any time is spent, that a head fits a backbone and that it takes pictures
+    of `size` pixels a side. The model's classifier is lost.
+
+    Raises:
+        UserError: no head fits it, or it takes no such pictures.
+    """
+    try:
+        set_head(model, make_head(model.head_hidden_size, 2))
+        lower, _ = split_features(model)
+        check_picture_size(lower, size)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def freeze_backbone(name: str, study: Study, *, weights: str = "auto") -> Frozen:

@@ -3,11 +3,14 @@
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .data import ImageSet
@@ -19,9 +22,9 @@ BLOCK = 32  # images that are rendered at once
 class Augmentation:
     """How views are drawn. Its identity is what it states: name, version and size.
 
-    Transforms cannot be compared (not all print their parameters), so the author of an augmentation
-    states a new version whenever it draws something else. One without a name has no identity:
-    nothing that was computed with it is kept on disk.
+    The author of an augmentation states a new version whenever its code draws something else (other
+    parameters are noticed). One without a name has no identity: nothing that was computed with it
+    is kept on disk.
     """
 
     name: str = ""
@@ -34,6 +37,47 @@ class Augmentation:
 def printed(transform: object) -> str:
     """A transform as it prints itself, without addresses in memory."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(transform))
+
+
+def content_of(value: Any) -> str:
+    """What a transform is made of, its parameters too, not all of which it prints.
+
+    Raises:
+        TypeError: that cannot be told: it holds something else than plain values, tensors, modules
+            and PyTorch's functions. Other functions, and classes of a notebook, are known by their
+            names alone, whatever they do.
+    """
+    if value is None or isinstance(value, str | int | float | Enum):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {value.tolist()}"
+    if isinstance(value, Mapping):
+        return repr({str(key): content_of(inner) for key, inner in value.items()})
+    if isinstance(value, list | tuple):
+        return repr([content_of(inner) for inner in value])
+    named = value if isinstance(value, type | FunctionType | BuiltinFunctionType) else type(value)
+    is_torch = str(named.__module__).startswith("torch")
+    is_known = is_torch or (isinstance(value, type | nn.Module) and named.__module__ != "__main__")
+    if not is_known:
+        raise TypeError(f"{value!r} is known by its name alone")
+    name = f"{named.__module__}.{named.__qualname__}"
+    if named is value:
+        return name
+    parts = {key: inner for key, inner in sorted(vars(value).items()) if inner not in ({}, set())}
+    return f"{name} {content_of(parts)}"
+
+
+def identity_of(augmentation: Augmentation) -> str:
+    """SHA-256 (hex) of what an augmentation states and of what it is made of; "" where it has no
+    name, or its content cannot be told: then nothing that is computed with it is kept on disk."""
+    if not augmentation.name:
+        return ""
+    try:
+        content = content_of([augmentation.train, augmentation.clean])
+    except (TypeError, RecursionError):
+        return ""
+    stated = f"{augmentation.name} {augmentation.version} {augmentation.size}"
+    return hashlib.sha256(f"{stated} {content}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from transferlab.backbones import create_backbone, make_head, normalize
-from transferlab.data import Fold, class_folders, split_indices
+from transferlab.data import Fold, find_layout, split_indices
 from transferlab.decoded import load_folder
 from transferlab.machine import Machine
 from transferlab.pretrained import state_hash
@@ -148,7 +148,7 @@ def frozen_backbone(
     The backbone takes normalised floats, or with `uint8` images as they are (channels_last).
     """
     model, _ = create_backbone(task.model, task.weights)
-    classes = next(iter(class_folders(task.folder).values()))
+    classes = find_layout(task.folder).classes
     head = make_head(
         model.head_hidden_size,
         len(classes),

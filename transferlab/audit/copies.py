@@ -1,7 +1,8 @@
 """Copies of an image: the same bytes or pixels, or the picture re-encoded, resized, mirrored."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +12,18 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..data import ImageSet, class_folders, printable_path
+from ..data import ImageSet
+from ..errors import DataError, printable
 from ..pretrained import tensor_hash
 
 HASH_SIZE = 16
 HASH_BITS = HASH_SIZE**2
-# Bits of 256 up to which two images count as near duplicates. Every manga face (455) and every ant
-# and bee (397) was altered and compared with all: JPEG at quality 30, half the size at quality 50,
-# mirrored, 20 % brighter, 2 % cropped away: all found, none with a wrong partner; 5 % cropped away:
-# 402 of 455 and 396 of 397; 3 degrees turned: 452 and 329; 10 % cropped away: 0 and 43. Different
-# images are at least 80 and 90 bits apart there, 66 among 140 drawn faces. dHash of 256 bits is as
-# good on photographs, but brings drawn insects of different classes within 24 bits, where slight
-# crops are; the average hash (17 bits between different manga faces) and wHash of 64 bits (4) are
-# worse.
-NEAR_BITS = 60
-BLOCK = 1000  # rows compared at a time: N x N distances of 20,000 images would take 3 GB
+# Bits of 256 up to which two images may be copies: their pixels decide. Of random hashes two in a
+# million pairs are so near. Different manga faces are at least 80 bits apart, ants and bees 90; but
+# different fruits before white from 22, hands before one background from 24.
+CANDIDATE_BITS = 90
+NEIGHBOURS = 12  # nearest images of each that are looked at: the candidates have a bound
+BLOCK = 500  # rows compared at a time: N x N distances of 20,000 images would take 3 GB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,28 +43,34 @@ class Copy:
 
     first: int  # index, below `second`
     second: int
-    distance: int  # bits of 256 in which their perceptual hashes differ
+    distance: int = 0  # bits of 256 in which their perceptual hashes differ
     how: str  # "same bytes", "same pixels", "similar", "similar when mirrored"
+    mirrored: bool = False  # whether the mirror image is the nearer one
+    share: float = 1.0  # of what their aligned pixels show, how much is the same
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Sorts copies: the closest first."""
-        return self.distance, self.first, self.second
+    def order(self) -> tuple[float, int, int, int]:
+        """Sorts copies: the surest first."""
+        return -self.share, self.distance, self.first, self.second
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbours:
+    """The K images nearest to each of N by their hashes, the nearest first."""
+
+    index: np.ndarray  # int [N, K]; -1 where there are fewer, and in the rows of exact copies
+    distance: np.ndarray  # int [N, K], bits
+    mirrored: np.ndarray  # bool [N, K]: the mirror image is nearer
+
+    def of(self, image: int) -> dict[int, bool]:
+        """The neighbours of one image -> {index: whether its mirror image is nearer}."""
+        pairs = zip(self.index[image].tolist(), self.mirrored[image].tolist())
+        return {index: mirrored for index, mirrored in pairs if index >= 0}
 
 
 def to_pillow(image: torch.Tensor) -> Image.Image:
     """A uint8 image [3, H, W] as a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).numpy())
-
-
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """Every file in the class folders -> {its name in an ImageSet's `paths`: Path}."""
-    files = {}
-    for children in class_folders(folder).values():
-        for path in [path for child in children for path in child.iterdir()]:
-            name = printable_path(path, folder)
-            files[name] = path
-    return files
 
 
 def perceptual_hash(picture: Image.Image) -> np.ndarray:
@@ -80,25 +84,41 @@ def perceptual_hash(picture: Image.Image) -> np.ndarray:
     return imagehash.phash(picture, hash_size=HASH_SIZE).hash.ravel()
 
 
-def take_fingerprints(image_set: ImageSet, folder: Path) -> Fingerprints:
-    """Reads every file once more for its bytes and mode, and hashes the decoded images."""
-    files = files_by_name(folder)
+def read_file(path: Path) -> tuple[bytes, str]:
+    """SHA-256 of a file's bytes, and Pillow's name of its colours.
+
+    Raises:
+        DataError: it has vanished since it was loaded, or is no image any more.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            mode = opened.mode
+    except OSError as error:
+        told = printable(f"{path}: {error.strerror or 'it is no image any more'}")
+        raise DataError(f"{told}; audit the folder again") from error
+    return hashlib.sha256(content).digest(), mode
+
+
+def take_fingerprints(image_set: ImageSet) -> Fingerprints:
+    """Reads every file once more for its bytes and mode, and hashes the decoded images.
+
+    Raises:
+        DataError: a file has vanished since it was loaded.
+    """
     file_hash = []
     pixel_hash = []
     bits = []
     mirrored = []
     modes = []
-    for name, image in zip(image_set.paths, image_set.images):
-        path = files[name]
-        with Image.open(path) as opened:
-            modes.append(opened.mode)
-        content = hashlib.sha256(path.read_bytes())
-        file_hash.append(content.digest())
+    for path, image in zip(image_set.files, image_set.images):
+        digest, mode = read_file(path)
+        file_hash.append(digest)
+        modes.append(mode)
         pixel_hash.append(tensor_hash(image))
         picture = to_pillow(image)
         bits.append(perceptual_hash(picture))
-        mirror_image = ImageOps.mirror(picture)
-        mirrored.append(perceptual_hash(mirror_image))
+        mirrored.append(perceptual_hash(ImageOps.mirror(picture)))
     return Fingerprints(
         file_hash=tuple(file_hash),
         pixel_hash=tuple(pixel_hash),
@@ -131,42 +151,52 @@ def hamming(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
     """In how many bits each row of a bool [N, B] differs from each of another [M, B] -> [N, M]."""
     agreement = as_signs(bits) @ as_signs(others).T
     distance = (bits.shape[1] - agreement) / 2
-    return distance.astype(int)
+    return distance.astype(np.int16)
 
 
-def near_copies_of(rows: np.ndarray, index: np.ndarray, prints: Fingerprints) -> Iterator[Copy]:
-    """The near copies of the images `rows` among the images of `index` that come after them."""
-    bits = prints.bits[rows]
-    plain = hamming(bits, prints.bits[index])
-    mirrored = hamming(bits, prints.mirrored[index])
-    distance = np.minimum(plain, mirrored)
-    later = index > rows[:, None]
-    near = later & (distance <= NEAR_BITS)
-    for place in np.argwhere(near):
-        row, column = place
-        upright = plain[row, column] <= mirrored[row, column]
-        yield Copy(
-            first=int(rows[row]),
-            second=int(index[column]),
-            distance=int(distance[row, column]),
-            how="similar" if upright else "similar when mirrored",
-        )
+def find_neighbours(prints: Fingerprints, exact: Sequence[Copy] = ()) -> Neighbours:
+    """The `NEIGHBOURS` nearest images of each, by the hash of either or of its mirror image.
 
-
-def find_near_copies(prints: Fingerprints, exact: Sequence[Copy] = ()) -> list[Copy]:
-    """Pairs of images whose hashes differ in at most `NEAR_BITS` bits, the closest first.
-
-    The hash of one may also be near that of the other's mirror image. What `find_exact_copies` has
-    paired with an earlier image is left out.
+    What `find_exact_copies` has paired with an earlier image is left out.
     """
-    everything = np.arange(len(prints.bits))
+    count = len(prints.bits)
+    width = min(NEIGHBOURS, count)
     known = [copy.second for copy in exact]
-    index = np.setdiff1d(everything, known)
-    copies: list[Copy] = []
+    index = np.setdiff1d(np.arange(count), known)
+    nearest = np.full((count, width), -1)
+    distances = np.full((count, width), HASH_BITS)
+    is_mirrored = np.zeros((count, width), bool)
+    kept = min(width, len(index) - 1)
     for start in range(0, len(index), BLOCK):
         rows = index[start : start + BLOCK]
-        copies.extend(near_copies_of(rows, index, prints))
-    return sorted(copies, key=lambda copy: copy.order)
+        plain = hamming(prints.bits[rows], prints.bits[index])
+        mirrored = hamming(prints.bits[rows], prints.mirrored[index])
+        distance = np.minimum(plain, mirrored)
+        distance[index == rows[:, None]] = HASH_BITS + 1  # itself comes last
+        order = distance.argsort(axis=1, kind="stable")[:, :kept]
+        nearest[rows, :kept] = index[order]
+        distances[rows, :kept] = np.take_along_axis(distance, order, axis=1)
+        flipped = np.take_along_axis(mirrored < plain, order, axis=1)
+        is_mirrored[rows, :kept] = flipped
+    return Neighbours(index=nearest, distance=distances, mirrored=is_mirrored)
+
+
+def find_candidates(neighbours: Neighbours) -> list[Copy]:
+    """Pairs of neighbours whose hashes differ in at most `CANDIDATE_BITS` bits, each once."""
+    near = (neighbours.index >= 0) & (neighbours.distance <= CANDIDATE_BITS)
+    found: dict[tuple[int, int], Copy] = {}
+    for row, column in np.argwhere(near).tolist():
+        other = int(neighbours.index[row, column])
+        mirrored = bool(neighbours.mirrored[row, column])
+        pair = (min(row, other), max(row, other))
+        found[pair] = Copy(
+            first=pair[0],
+            second=pair[1],
+            distance=int(neighbours.distance[row, column]),
+            how="similar when mirrored" if mirrored else "similar",
+            mirrored=mirrored,
+        )
+    return [found[pair] for pair in sorted(found)]
 
 
 def group_copies(copies: Sequence[Copy], count: int) -> np.ndarray:

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
+from unicodedata import normalize
 
 from ..data import ImageSet, Rejected
-from .copies import HASH_BITS, Copy
+from ..errors import printable
+from .copies import Copy
 from .labels import LabelCheck
 from .leaks import LeakTest, describe_leak
 
@@ -18,19 +20,17 @@ FINDING_KINDS = (
     "label",
     "leak",
 )
-# How files begin that an operating system leaves in folders.
-LEFTOVERS = (".", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """A row of audit_findings_{stamp}.csv.
 
-    score: of unreadable, placeholder and duplicate 1; of near_duplicate the share of equal bits of
-    the perceptual hashes (1 = the same); of outlier 0 to 1, low is unusual (CleanVision's score, or
-    the share of images with this colour mode); of label the out-of-fold probability of the given
-    label (low is suspicious); of leak the accuracy under random folds minus that under grouped
-    ones.
+    score: of unreadable, placeholder and duplicate 1; of near_duplicate the share of what the
+    aligned pictures show that is the same (1 = all); of outlier 0 to 1, low is unusual
+    (CleanVision's score, or the share of images with this colour mode); of label the out-of-fold
+    probability of the given label (low is suspicious); of leak the accuracy under random folds
+    minus that under grouped ones.
     """
 
     kind: str  # one of FINDING_KINDS
@@ -43,8 +43,9 @@ class Finding:
     def below(self, prefix: PurePath) -> "Finding":
         """The same finding with its paths below `prefix`, since the image folder may lie deeper
         than the folder that was named."""
-        path = (prefix / self.path).as_posix()
-        other_path = (prefix / self.other_path).as_posix() if self.other_path else ""
+        shown = PurePath(printable(prefix.as_posix()))
+        path = (shown / self.path).as_posix()
+        other_path = (shown / self.other_path).as_posix() if self.other_path else ""
         return replace(self, path=path, other_path=other_path)
 
 
@@ -54,16 +55,8 @@ def class_of(image_set: ImageSet, index: int) -> str:
     return image_set.classes[label]
 
 
-def is_leftover(path: str) -> bool:
-    """Whether an operating system has left this file."""
-    return PurePath(path).name.startswith(LEFTOVERS)
-
-
 def rejected_findings(rejected: Iterable[Rejected]) -> list[Finding]:
-    """What could not be loaded: placeholders, and files that are unreadable.
-
-    Both are serious, unless a system has left them there.
-    """
+    """What could not be loaded: placeholders, and files that are unreadable. Both are serious."""
     findings = []
     for file in rejected:
         is_placeholder = file.reason.startswith("placeholder")
@@ -71,7 +64,7 @@ def rejected_findings(rejected: Iterable[Rejected]) -> list[Finding]:
             kind="placeholder" if is_placeholder else "unreadable",
             path=file.path,
             score=1.0,
-            serious=not is_leftover(file.path),
+            serious=True,
             detail=file.reason,
         )
         findings.append(finding)
@@ -79,7 +72,8 @@ def rejected_findings(rejected: Iterable[Rejected]) -> list[Finding]:
 
 
 def borders_crossed(image_set: ImageSet, copy: Copy) -> list[str]:
-    """In words, which borders lie between an image and its copy: of classes, of train and val."""
+    """In words, which borders lie between an image and its copy: of classes, of train, val and
+    test."""
     borders = []
     label = class_of(image_set, copy.first)
     other_label = class_of(image_set, copy.second)
@@ -95,20 +89,24 @@ def borders_crossed(image_set: ImageSet, copy: Copy) -> list[str]:
 
 
 def copy_findings(image_set: ImageSet, kind: str, copies: Iterable[Copy]) -> list[Finding]:
-    """Copies as findings; those across classes, or across train and val, are serious."""
+    """Copies as findings; those across classes, or across train, val and test, are serious."""
     findings = []
     for copy in copies:
-        how = copy.how
-        if kind == "near_duplicate":
-            how = f"{how}, {copy.distance} of {HASH_BITS} bits differ"
+        path = image_set.paths[copy.first]
+        other_path = image_set.paths[copy.second]
         borders = borders_crossed(image_set, copy)
+        told = [copy.how]
+        if kind == "near_duplicate":
+            told.append(f"{copy.share:.0%} of what they show is the same")
+        if normalize("NFC", path) == normalize("NFC", other_path):
+            told.append("two files, whose names are the same letters in other bytes (NFC, NFD)")
         finding = Finding(
             kind=kind,
-            path=image_set.paths[copy.first],
-            other_path=image_set.paths[copy.second],
-            score=1 - copy.distance / HASH_BITS,
+            path=path,
+            other_path=other_path,
+            score=copy.share,
             serious=bool(borders),
-            detail=", ".join([how, *borders]),
+            detail=", ".join([*told, *borders]),
         )
         findings.append(finding)
     return findings

@@ -32,13 +32,15 @@ def find_suspects(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Likely label errors -> indices, the most suspicious first.
 
     Confident learning (Northcutt et al. 2021, JAIR 70, p. 1373) says which labels; their rank is
-    the probability of the given label.
+    the probability of the given label. A label that is the likeliest one is never among them.
     """
     from cleanlab.filter import find_label_issues
 
-    return find_label_issues(
+    suspects = find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1
     )
+    looks_like = probabilities[suspects].argmax(axis=1)
+    return suspects[looks_like != labels[suspects]]
 
 
 def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

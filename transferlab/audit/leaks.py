@@ -78,14 +78,15 @@ def measure_leak(
 ) -> LeakTest | None:
     """Classifies the same images under random and under grouped folds, as many.
 
-    None where a class has one group. The interval is a bootstrap over groups of the difference
+    None where a class has one group, or every image is a group of its own, which any folds keep
+    together. The interval is a bootstrap over groups of the difference
     image by image, averaged over repeats, so it says how much depends on which groups happen to be
     in the folder.
     """
     names, groups = np.unique(groups, return_inverse=True)
     classes, labels = np.unique(labels, return_inverse=True)
     folds = choose_folds(labels, groups)
-    if not folds or len(classes) < 2:
+    if not folds or len(classes) < 2 or len(names) == len(groups):
         return None
     random = correct_by_repeat(features, labels, None, folds, repeats)
     grouped = correct_by_repeat(features, labels, groups, folds, repeats)

@@ -64,9 +64,12 @@ def find_oddities(image_set: ImageSet) -> list[Finding]:
 
 
 def find_rare_modes(image_set: ImageSet, modes: Sequence[str]) -> list[Finding]:
-    """Images whose file has a colour mode (Pillow's name) that hardly any other has."""
+    """Images whose file has a colour mode (Pillow's name) that hardly any other has, where more
+    than half have one and the same."""
     counts = Counter(modes)
-    (common, _), *others = counts.most_common()
+    (common, number), *others = counts.most_common()
+    if 2 * number <= len(modes):
+        return []
     most = max(1, RARE_MODE * len(modes))
     rare = {mode for mode, count in others if count <= most}
     findings = []

@@ -1,6 +1,6 @@
 """What an audit leaves behind: a table of findings, one of leaks, the record, the figures."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,11 +28,13 @@ class AuditRecord(RunRecord):
     suspects: int
     planted: PlantedCheck | None
     leaks: tuple[LeakTest, ...]
+    part_sizes: dict[str, dict[str, int]] = field(default_factory=dict)  # {"test": class sizes}
+    look_alikes: int = 0  # pairs with like hashes whose pixels or colours differ
 
 
 def finding_table(audit: AuditResult) -> pd.DataFrame:
     """The findings, a row each."""
-    columns = [field.name for field in fields(Finding)]
+    columns = [one.name for one in fields(Finding)]
     return pd.DataFrame(audit.findings, columns=columns)
 
 
@@ -74,6 +76,8 @@ def make_record(audit: AuditResult, machine: Machine, stamp: str) -> AuditRecord
         suspects=len(check.suspects) if check else 0,
         planted=check.planted if check else None,
         leaks=audit.leaks,
+        part_sizes=audit.part_sizes,
+        look_alikes=audit.look_alikes,
     )
 
 

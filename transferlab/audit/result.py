@@ -7,14 +7,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import SPLITS, Fold, ImageSet, sub_folders
+from ..backbones import input_size
+from ..data import Fold, ImageSet
 from ..machine import Machine
 from ..pretrained import WeightsInfo
 from ..store import NO_STORE, Store
 from ..study import Study, freeze_backbone
 from ..train import Settings
 from ..views import Augmentation, Renderer, faces_augmentation
-from .copies import find_exact_copies, find_near_copies, group_copies, take_fingerprints
+from .confirm import confirm_copies
+from .copies import (
+    find_candidates,
+    find_exact_copies,
+    find_neighbours,
+    group_copies,
+    take_fingerprints,
+)
 from .findings import (
     Finding,
     copy_findings,
@@ -31,7 +39,7 @@ SEED = 0  # of the head that is put on the backbone and not used
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CleanFeatures:
-    """Frozen features of all images, the whole picture squeezed to 224 x 224."""
+    """Frozen features of all images, the whole picture squeezed to the backbone's own size."""
 
     values: np.ndarray  # float32 [N, D]
     augmentation: Augmentation  # whose clean view they are of
@@ -44,8 +52,8 @@ class AuditResult:
 
     image_set: ImageSet
     modes: tuple[str, ...]  # Pillow's name of each file's colours
-    passed_over: tuple[str, ...]  # folders beside train and val, which are not read
     findings: tuple[Finding, ...]
+    look_alikes: int  # pairs with like hashes whose pixels or colours differ: no findings
     labels: LabelCheck | None  # None: a class has too few images that are no copies of each other
     leaks: tuple[LeakTest, ...]  # what could be measured, shown or not
     features: CleanFeatures  # what tells of labels and leaks
@@ -60,6 +68,17 @@ class AuditResult:
         """How many images each class has."""
         sizes = torch.bincount(self.image_set.labels).tolist()
         return dict(zip(self.image_set.classes, sizes))
+
+    @property
+    def part_sizes(self) -> dict[str, dict[str, int]]:
+        """How many images each class has in train, val and test; empty where images came
+        unsplit."""
+        classes = self.image_set.classes
+        sizes: dict[str, dict[str, int]] = {}
+        for part, label in zip(self.image_set.split or (), self.image_set.labels.tolist()):
+            of_part = sizes.setdefault(part, dict.fromkeys(classes, 0))
+            of_part[classes[label]] += 1
+        return sizes
 
     @property
     def counts(self) -> Counter[str]:
@@ -84,13 +103,13 @@ def clean_features(
     machine: Machine,
     store: Store = NO_STORE,
 ) -> CleanFeatures:
-    """Computes the frozen features of all clean images.
+    """Computes the frozen features of all clean images, at the backbone's own size.
 
     Raises:
-        UserError: as `freeze_backbone`.
+        UserError: as `input_size` and `freeze_backbone`.
     """
     everything = torch.arange(len(image_set.labels))
-    augmentation = faces_augmentation()
+    augmentation = faces_augmentation(input_size(model))
     study = Study(
         renderer=Renderer(image_set, augmentation, seed=SEED),
         fold=Fold(train=everything[:0], val=everything),
@@ -105,24 +124,21 @@ def clean_features(
     )
 
 
-def folders_passed_over(image_set: ImageSet, folder: Path) -> tuple[str, ...]:
-    """The names of the folders beside train and val, which are not read."""
-    if image_set.split is None:
-        return ()
-    names = [child.name for child in sub_folders(folder)]
-    return tuple(name for name in names if name not in SPLITS)
-
-
 def audit_images(
     image_set: ImageSet, features: CleanFeatures, *, folder: Path, root: Path
 ) -> AuditResult:
     """Looks at the images of `folder` for everything that may be wrong with them.
 
     It lies in `root`, or is that; the paths of the findings are relative to `root`.
+
+    Raises:
+        DataError: as `take_fingerprints`.
     """
-    prints = take_fingerprints(image_set, folder)
+    prints = take_fingerprints(image_set)
     exact = find_exact_copies(prints)
-    near = find_near_copies(prints, exact)
+    neighbours = find_neighbours(prints, exact)
+    candidates = find_candidates(neighbours)
+    near = confirm_copies(image_set.images, candidates, neighbours)
     groups = group_copies(exact + near, len(image_set.labels))
     given = image_set.labels.numpy()
     labels = check_labels(features.values, given, groups)
@@ -141,8 +157,8 @@ def audit_images(
     return AuditResult(
         image_set=image_set,
         modes=prints.modes,
-        passed_over=folders_passed_over(image_set, folder),
         findings=tuple(finding.below(prefix) for finding in findings),
+        look_alikes=len(candidates) - len(near),
         labels=labels,
         leaks=tuple(leaks),
         features=features,

@@ -1,21 +1,21 @@
 """The audit in words, for the terminal."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ..data import SPLITS
+from .copies import CANDIDATE_BITS, HASH_BITS
 from .findings import Finding
 from .labels import LabelCheck
 from .leaks import describe_leak
 from .result import AuditResult
 
-LISTED = 12  # findings of a kind that are printed; the file has all
+LISTED = 12  # findings of a kind, and notes, that are printed; the files have all
 MANY_SUSPECTS = 0.1  # of the labels: more of them accuse the model
 TITLES = {
     "unreadable": "Files that cannot be read",
     "placeholder": "Placeholders",
     "duplicate": "Exact duplicates",
-    "near_duplicate": "Near duplicates (re-encoded, resized, slightly cropped or mirrored)",
+    "near_duplicate": "Near duplicates (re-encoded, resized, cropped, mirrored, partly covered)",
     "outlier": "Unusual images (not wrong by themselves)",
     "label": "Labels worth a second look",
 }
@@ -41,6 +41,9 @@ def describe_balance(audit: AuditResult) -> str:
     sizes = audit.class_sizes
     most = max(sizes, key=sizes.__getitem__)
     least = min(sizes, key=sizes.__getitem__)
+    if sizes[most] == sizes[least]:
+        chance = f"always answering the same is right for {1 / len(sizes):.1%} of them"
+        return f"balance: every class has {sizes[most]} images; {chance}"
     times = sizes[most] / sizes[least]
     share = sizes[most] / len(audit.image_set.labels)
     ratio = f"{most} has {times:.1f} times as many as {least}"
@@ -48,20 +51,37 @@ def describe_balance(audit: AuditResult) -> str:
 
 
 def describe_folder(audit: AuditResult) -> list[str]:
-    """The head of the report: what was read, how many of each class, which colour modes."""
+    """The head of the report: what was read and what was not, how many of each class, which colour
+    modes."""
     modes = dict(Counter(audit.modes).most_common())
-    read = " and ".join(SPLITS)
-    passed_over = [
-        f"not looked at: the folder {name}, since only {read} are read"
-        for name in audit.passed_over
-    ]
+    parts = [f"  in {part}: {list_counts(sizes)}" for part, sizes in audit.part_sizes.items()]
     return [
         describe_contents(audit),
         f"classes: {list_counts(audit.class_sizes)}",
+        *parts,
         describe_balance(audit),
         f"colour modes: {list_counts(modes)}",
-        *passed_over,
+        *describe_notes(audit.image_set.notes),
     ]
+
+
+def describe_notes(notes: Sequence[str]) -> list[str]:
+    """What was not read, taken together or assumed, as lines, at most `LISTED` of them."""
+    lines = [f"note: {note}" for note in notes[:LISTED]]
+    more = len(notes) - LISTED
+    if more > 0:
+        lines.append(f"... and {more} more, in the summary")
+    return lines
+
+
+def describe_look_alikes(audit: AuditResult) -> list[str]:
+    """How many pairs were looked at as copies and are none."""
+    if not audit.look_alikes:
+        return []
+    alike = (
+        f"{audit.look_alikes} more pairs are within {CANDIDATE_BITS} of {HASH_BITS} bits by hash"
+    )
+    return [f"  {alike}, but not the same in pixels and colours: not listed"]
 
 
 def describe_labels(check: LabelCheck | None) -> list[str]:
@@ -127,6 +147,8 @@ def describe_audit(audit: AuditResult) -> str:
         if kind == "label":
             lines += [f"  {line}" for line in describe_labels(audit.labels)]
         lines += describe_kind(audit, kind)
+        if kind == "near_duplicate":
+            lines += describe_look_alikes(audit)
     question = "does accuracy fall when related images are never in training and test at once?"
     lines += ["", f"Leaks: {question}"]
     lines += [f"  {line}" for line in describe_leaks(audit)]

@@ -5,25 +5,27 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..artifacts import new_stamp, prepare_out_dir
+from ..artifacts import prepare_out_dir, reserved_stamp
 from ..audit.record import write_audit
 from ..audit.result import audit_images, clean_features
 from ..audit.words import describe_audit
-from ..data import find_image_folder
+from ..backbones import input_size
+from ..data import find_layout
 from ..decoded import load_folder
 from ..errors import UserError
 from ..machine import this_machine
 from ..pretrained import check_weights_place
 from ..store import cache_bound, open_store, trim_to_bound
-from .options import add_cache, add_out, add_weights
+from .options import add_cache, add_out, add_weights, path_text
 
+PARTS = ("train", "val", "test")  # a labelled test split is looked at too
 EXTRAS = ("cleanlab", "cleanvision", "imagehash")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    text = "CLASS/* or train/CLASS/* and val/CLASS/*, e.g. audit ~/images; only read"
-    parser.add_argument("folder", metavar="FOLDER", help=text)
+    text = "CLASS/*, or CLASS/* in train, val and test, e.g. audit ~/images; only read"
+    parser.add_argument("folder", type=path_text, metavar="FOLDER", help=text)
     purpose = "the backbone that looks at labels and leaks"
     text = f"{purpose}, e.g. --model resnet50 (default: %(default)s)"
     parser.add_argument("--model", default="efficientnet_lite0", help=text)
@@ -50,25 +52,26 @@ def refuse_inside(folder: Path, place: Path) -> None:
     Raises:
         UserError: `place` lies in it.
     """
-    if place.expanduser().resolve().is_relative_to(folder.resolve()):
+    if place.resolve().is_relative_to(folder.resolve()):
         advice = "into which an audit never writes: give --out and --cache-dir elsewhere"
         raise UserError(f"{place} lies in {folder}, {advice}")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Audits an image folder: prints the report, writes it -> exit code.
+    """Audits an image folder: writes the report, then prints it -> exit code.
 
     1 where something is serious, else 0. Serious are unreadable files, placeholders, and
-    duplicates, exact or near, across classes or across train and val.
+    duplicates, exact or near, across classes or across train, val and test.
 
     Raises:
-        UserError: as `check_extras`, `refuse_inside`, `load_folder`, `check_weights_place`,
-            `cache_bound` and `freeze_backbone`.
+        UserError: as `check_extras`, `find_layout`, `refuse_inside`, `load_folder`, `input_size`,
+            `check_weights_place`, `cache_bound`, `freeze_backbone` and `write_audit`.
     """
     check_extras()
-    root = Path(options.folder).expanduser()
-    folder = find_image_folder(root)
+    root = Path(options.folder)
+    folder = find_layout(root).folder
     cache_bound()  # an unusable one is said before any time is spent
+    input_size(options.model)  # so is a name that is no model's
     refuse_inside(root, Path(options.out))
     if options.cache_dir:
         refuse_inside(root, Path(options.cache_dir))
@@ -76,14 +79,16 @@ def run(options: argparse.Namespace) -> int:
     out = prepare_out_dir(options.out)
     store = open_store(options.cache_dir)
     machine = this_machine()
-    image_set = load_folder(folder)
+    image_set = load_folder(folder, parts=PARTS)
     features = clean_features(
         image_set, model=options.model, weights=weights, machine=machine, store=store
     )
     trim_to_bound(store)
     audit = audit_images(image_set, features, folder=folder, root=root)
+    with reserved_stamp(out) as stamp:
+        written = write_audit(out, stamp, audit, machine)
     print(describe_audit(audit))
     print("Written:")
-    for path in write_audit(out, new_stamp(out), audit, machine):
+    for path in written:
         print(f"  {path}")
     return 1 if audit.serious else 0

@@ -6,9 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..store import KeptFile, cache_bound, kept_files, kept_key, open_store, trim_store
 from .options import add_cache
+
+COLUMNS = ["model", "view", "precision", "images", "data", "MB", "used"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,21 +20,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_cache(parser)
 
 
+def described_key(key: dict[str, Any]) -> dict[str, str]:
+    """What the list shows of a key.
+
+    Raises:
+        Exception: of many kinds, where it is no key of features or predictions.
+    """
+    return {
+        "model": printable(str(key["model"])),
+        "view": printable(str(key.get("view", ""))),
+        "precision": printable(key["precision"].removeprefix("torch.")),
+        "images": str(len(key.get("indices", ()))),
+        "data": printable(key["data"][:8]),
+    }
+
+
+def time_text(seconds: float) -> str:
+    """A time since 1970 to the minute; "" for one that is no date."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OSError, OverflowError, ValueError):
+        return ""
+
+
 def describe_kept(file: KeptFile) -> dict[str, Any]:
     """A row of the list; of a damaged file what is wrong with it."""
-    row: dict[str, Any] = {}
     try:
-        key = kept_key(file.path)
-        row["model"] = key["model"]
-        row["view"] = key.get("view", "")
-        row["precision"] = key["precision"].removeprefix("torch.")
-        row["images"] = len(key.get("indices", ()))
-        row["data"] = key["data"][:8]
+        row: dict[str, Any] = dict(described_key(kept_key(file.path)))
     except Exception as error:  # a damaged header fails in many ways; each is shown as what it is
-        row["model"] = f"unreadable ({type(error).__name__})"
-    row["MB"] = file.size / 1e6
-    row["used"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
-    return row
+        row = {"model": f"unreadable ({type(error).__name__})"}
+    return row | {"MB": file.size / 1e6, "used": time_text(file.used)}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     files = kept_files(folder)
     rows = [describe_kept(file) for file in reversed(files)]
     if rows:
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(rows, columns=COLUMNS)
         print(table.to_string(index=False, na_rep="", float_format="%.2f"))
     total = sum(file.size for file in files) / 1e6
     bound = cache_bound() / 1e6

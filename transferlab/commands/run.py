@@ -1,26 +1,46 @@
-"""`transferlab run`: find data and weights, execute copies of the notebooks, show what came out."""
+"""`transferlab run`: find data and weights, execute copies of the notebooks, show what came out.
+
+What has been finished is not run again: an interrupted run that is started anew goes on.
+"""
 
 import argparse
+import contextlib
+import errno
 import json
+import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
+import psutil
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..artifacts import new_stamp, prepare_out_dir, seconds_text
+from .. import __version__
+from ..artifacts import cannot_write, prepare_out_dir, reserved_stamp, seconds_text
 from ..backbones import build_from_state
-from ..data import find_dataset
+from ..data import find_layout
 from ..datasets import FACES, INSECTS, Dataset
 from ..described import Given, write_summary
 from ..download import DownloadError
-from ..errors import UserError
+from ..errors import UserError, printable
+from ..files import publish, scratch_folder
+from ..finished import (
+    Finished,
+    finish_pending,
+    forget,
+    hash_file,
+    hash_images,
+    hash_weights,
+    publish_finished,
+    read_finished,
+)
+from ..machine import this_machine
 from ..notebook import NotYet
 from ..pretrained import (
     BACKBONES,
@@ -29,7 +49,7 @@ from ..pretrained import (
     find_pretrained,
     read_found_weights,
 )
-from ..records import StudyRecord, from_plain, read_plain
+from ..records import SCHEMA, StudyRecord, from_plain, read_plain
 from ..train import Settings
 from .options import add_out, add_seed, add_views, add_weights, positive
 
@@ -83,6 +103,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=positive, default=30, help=text)
     add_views(parser, str(Settings().views))
     add_seed(parser, 42)
+    text = "also runs again what an earlier run with the same data and options has finished"
+    parser.add_argument("--fresh", action="store_true", help=text)
 
 
 # ---- what a notebook is given ----------------------------------------------------------------
@@ -96,7 +118,7 @@ def find_data(dataset: Dataset, data: str, data_root: Path) -> Path:
         UserError: the user's folder holds no images; what was downloaded is wrong.
     """
     if data:
-        return find_dataset(data, dataset.name)
+        return find_layout(data, dataset.name).folder
     if dataset.fetch is None or dataset.draw is None:
         raise UserError(f"{dataset.name} can be neither fetched nor drawn: give --data")
     try:
@@ -125,12 +147,13 @@ def place_weights(name: str, found: FoundWeights, path: Path, folder: Path) -> N
         UserError: the file is damaged or does not fit the backbone, which is better said here, by
             its own name, than by the notebook; `folder` cannot be written.
     """
-    timm_name = BACKBONES.get(name, name)
-    model = build_from_state(timm_name, read_found_weights(found), path)
+    state = read_found_weights(found)
+    model = build_from_state(BACKBONES.get(name, name), state, path)
+    is_plain = path.suffix == ".safetensors" and state.keys() == model.state_dict().keys()
     note = {"source": found.source, "label": found.label, "kind": found.kind}
     target = folder / f"{name}.safetensors"
     try:
-        if path.suffix == ".safetensors":
+        if is_plain:
             link_file(path, target)
         else:
             save_file(model.state_dict(), target)
@@ -189,43 +212,140 @@ def weight_parameters(one: Notebook, weights: str, folder: Path) -> dict[str, An
     return parameters
 
 
+def what_it_depends_on(source: Path, folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what comes out of a notebook, as plain values: its text, its images, what it
+    is given, and what it computes with. The processor does not count: a run may go on elsewhere.
+
+    Raises:
+        UserError: as `find_layout`.
+    """
+    machine = this_machine()
+    weights = given["weights"]
+    return {
+        "notebook": hash_file(source),
+        "images": hash_images(find_layout(folder)),
+        "weights": weights if weights == "none" else hash_weights(Path(weights)),
+        "parameters": {key: value for key, value in given.items() if key != "weights"},
+        "computes": [machine.device, machine.precision, machine.versions],
+        "transferlab": [__version__, SCHEMA],
+    }
+
+
 # ---- execution -------------------------------------------------------------------------------
 
 
+class Listener:
+    """A terminal, or what stands in its place. Where nobody listens any more, as after `| head`, or
+    the disk of a log is full, what runs goes on to its end, and the error is told then."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Passes a text on, at once."""
+        if not self.error:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except OSError as error:
+                self.error = error
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing left to flush."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a stream can tell, such as its encoding."""
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """What is printed inside reaches whoever listens; what the printing of it raises comes at the
+    end.
+
+    Raises:
+        BrokenPipeError: somebody has had enough.
+        UserError: somebody cannot take more.
+    """
+    listeners = [Listener(sys.stdout), Listener(sys.stderr)]
+    with contextlib.redirect_stdout(listeners[0]), contextlib.redirect_stderr(listeners[1]):
+        yield
+    for one in listeners:
+        if isinstance(one.error, BrokenPipeError):
+            raise one.error
+        if one.error:
+            raise UserError(f"cannot print ({one.error}); all was run and written") from one.error
+
+
+@contextlib.contextmanager
+def no_orphans() -> Iterator[None]:
+    """Ends the processes that were started inside and still run, a kernel that is just starting
+    among them, and those that they have started."""
+    this = psutil.Process()
+    earlier = this.children()
+    try:
+        yield
+    finally:
+        started = [child for child in this.children() if child not in earlier]
+        with contextlib.suppress(psutil.Error):  # ended by itself
+            started += [each for child in started for each in child.children(recursive=True)]
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(started, timeout=5)
+
+
+def literal_path(path: Path) -> str:
+    """A path as papermill takes it: it reads "{" in one as the name of a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def run_notebook(source: Path, copy: Path, parameters: dict[str, Any]) -> None:
-    """Executes a notebook as `copy`, its printed output shown as it comes.
+    """Executes a notebook as `copy`, in its folder, its printed output shown as it comes.
 
     Raises:
         UserError: papermill is missing, or a cell fails; the copy holds everything up to there.
     """
     try:
         import papermill
+        from jupyter_client.kernelspec import NoSuchKernel
+        from nbclient.exceptions import DeadKernelError
     except ImportError:
         raise UserError("running the notebooks needs papermill: pip install papermill") from None
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it warns of is said here
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(copy),
-            parameters=parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            cwd=str(copy.parent),
-        )
+        with no_orphans():
+            papermill.execute_notebook(
+                literal_path(source),
+                literal_path(copy),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                cwd=str(copy.parent),
+                shutdown_kernel="immediate",
+                extra_arguments=["--log-level=ERROR"],  # it warns of how it is talked to
+            )
     except papermill.PapermillExecutionError as error:
         kinds: set[type] = {UserError, NotYet, *UserError.__subclasses__()}
         ours = {kind.__name__ for kind in kinds}
         message = error.evalue if error.ename in ours else f"{error.ename}: {error.evalue}"
-        done = f"executed as far as that: {copy}"
-        raise UserError(f"{source.name} stopped: {message} ({done})") from error
+        raise UserError(f"{source.name} stopped: {message}") from error
+    except DeadKernelError as error:
+        advice = "as where memory runs out: fewer or smaller images, or a larger machine"
+        raise UserError(f"{source.name} stopped: its process was ended ({advice})") from error
+    except NoSuchKernel as error:
+        raise UserError(f"no Jupyter kernel {error.name} here: pip install ipykernel") from error
 
 
 # ---- what came out ---------------------------------------------------------------------------
 
 
-def summarise(one: Notebook, written: set[Path], parameters: dict[str, Any]) -> None:
-    """Writes the study's record of every run that a notebook has saved.
+def summarise(one: Notebook, own: Path, parameters: dict[str, Any]) -> None:
+    """Writes the study's record of every run that a notebook has saved in its `own` folder.
 
     Raises:
         UserError: as `write_summary`.
@@ -235,13 +355,8 @@ def summarise(one: Notebook, written: set[Path], parameters: dict[str, Any]) -> 
         weights=parameters["weights"],
         augmentation=one.dataset.augmentation(224),
     )
-    for model in sorted(path for path in written if path.match("*_best_*.safetensors")):
+    for model in sorted((own / "model").glob("*_best_*.safetensors")):
         write_summary(model, given)
-
-
-def list_outputs(out: Path) -> set[Path]:
-    """All files in model/, result/ and img/ of `out`."""
-    return {path for name in ("model", "result", "img") for path in (out / name).iterdir()}
 
 
 def result_row(record: StudyRecord) -> dict[str, str]:
@@ -262,6 +377,16 @@ def result_table(records: Sequence[StudyRecord]) -> str:
     """The runs as a table for the terminal."""
     table = pd.DataFrame([result_row(record) for record in records])
     return table.to_string(index=False, justify="left")
+
+
+def keep_partial(copy: Path, out: Path) -> str:
+    """Publishes what was executed of a notebook that has failed -> where, for a message."""
+    try:
+        with reserved_stamp(out) as stamp:
+            kept = publish(copy, out / "result" / f"{copy.stem}_partial_{stamp}.ipynb")
+    except (UserError, OSError):  # nothing was executed, or the disk is full: the cause is told
+        return f" (its out folder: {out})"
+    return f" (executed as far as that: {kept})"
 
 
 def read_records(written: Sequence[Path]) -> list[StudyRecord]:
@@ -291,36 +416,124 @@ def find_notebooks(only: str, root: Path) -> dict[str, Path]:
     return found
 
 
+def nameable(path: Path) -> Path:
+    """A path that a notebook, which is text in UTF-8, can name.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        name = printable(str(path))
+        raise UserError(f"{name} is no UTF-8, which a notebook can name: rename it") from None
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A notebook that is to be run."""
+
+    one: Notebook
+    source: Path
+    given: dict[str, Any]  # its parameters, but for its out folder
+    depends_on: dict[str, Any]
+
+
+def prepare(number: str, source: Path, options: argparse.Namespace, scratch: Path) -> Prepared:
+    """Finds data and weights for a notebook; the latter stay in `scratch`.
+
+    Raises:
+        UserError: as `find_data`, `check_weights_place`, `weight_parameters` and `nameable`.
+    """
+    one = NOTEBOOKS[number]
+    given = {"epochs": options.epochs, "seed": options.seed}
+    if options.views is not None:
+        given["views"] = options.views
+    folder = nameable(find_data(one.dataset, options.data, Path("data")).resolve())
+    given["data_dir"] = str(folder)
+    weights = check_weights_place(options.weights)
+    given |= weight_parameters(one, weights, scratch / number)
+    depends_on = what_it_depends_on(source, folder, given)
+    return Prepared(one=one, source=source, given=given, depends_on=depends_on)
+
+
+def find_finished(prepared: Prepared, out: Path) -> Finished | None:
+    """What an earlier run has finished of a notebook; says why where that cannot be used."""
+    try:
+        return read_finished(out, prepared.one.stem, prepared.depends_on)
+    except ValueError as error:
+        print(f"{prepared.one.stem} is run again: {printable(str(error))}", flush=True)
+        return None
+
+
+def execute(prepared: Prepared, out: Path) -> Finished:
+    """Executes a notebook in a hidden folder and publishes what it has written.
+
+    Raises:
+        UserError: as `run_notebook` and `summarise`, with where what was executed is kept; the disk
+            is full.
+        OSError: the disk refuses a file for another reason.
+    """
+    try:
+        with scratch_folder(out / "result") as scratch:
+            own = prepare_out_dir(scratch / "out")
+            copy = own / "result" / prepared.source.name
+            try:
+                run_notebook(prepared.source, copy, prepared.given | {"out_dir": ".."})
+            except UserError as error:
+                raise UserError(f"{error}{keep_partial(copy, out)}") from error
+            summarise(prepared.one, own, prepared.given)
+            return publish_finished(own, out, prepared.one.stem, prepared.depends_on)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # which do not say where
+            raise cannot_write(out, error) from error
+        raise
+
+
+def run_missing(everything: Sequence[Prepared], out: Path) -> list[Finished]:
+    """Executes what no earlier run has finished.
+
+    Raises:
+        UserError, OSError: as `execute`.
+    """
+    known = [
+        find_finished(prepared, out) for prepared in everything
+    ]  # not what others finish meanwhile
+    finished = []
+    for prepared, before in zip(everything, known, strict=True):
+        if before:
+            done = f"was finished at {before.stamp}: not run again (--fresh runs it)"
+            print(f"\n{prepared.one.stem} {done}", flush=True)
+        else:
+            print(
+                f"\n== {prepared.one.stem} on {printable(prepared.given['data_dir'])}", flush=True
+            )
+        finished.append(before or execute(prepared, out))
+    return finished
+
+
 def run(options: argparse.Namespace) -> int:
     """Executes the notebooks (all, or the one that is named) as copies under OUT/result and prints
     a table of the runs.
 
     Raises:
-        UserError: as `find_notebooks`, `find_data`, `check_weights_place`, `weight_parameters` and
-            `run_notebook`.
+        UserError: as `find_notebooks`, `prepare`, `execute` and `listening`.
+        OSError: the disk refuses a file; nobody listens any more.
     """
     sources = find_notebooks(options.only, Path(__file__).resolve().parents[2])
-    weights = check_weights_place(options.weights)
-    out = prepare_out_dir(options.out).resolve()
-    before = list_outputs(out)
-    stamp = new_stamp(out)
-    common = {"epochs": options.epochs, "seed": options.seed, "out_dir": str(out)}
-    if options.views is not None:
-        common["views"] = options.views
-    with tempfile.TemporaryDirectory(prefix="transferlab_") as scratch:
-        given = {}  # all is found before any time is spent
-        for number in sources:
-            one = NOTEBOOKS[number]
-            folder = find_data(one.dataset, options.data, Path("data")).resolve()
-            own = weight_parameters(one, weights, Path(scratch) / number)
-            given[number] = common | {"data_dir": str(folder)} | own
-        for number, source in sources.items():
-            copy = out / "result" / f"{source.stem}_{stamp}.ipynb"
-            print(f"\n== {source.stem} on {given[number]['data_dir']} -> {copy}", flush=True)
-            earlier = list_outputs(out)
-            run_notebook(source, copy, given[number])
-            summarise(NOTEBOOKS[number], list_outputs(out) - earlier, given[number])
-    written = sorted(list_outputs(out) - before)
+    out = nameable(prepare_out_dir(options.out).resolve())
+    finish_pending(out)
+    with listening(), scratch_folder(Path(tempfile.gettempdir())) as scratch:
+        # All is found before any time is spent.
+        everything = [
+            prepare(number, source, options, scratch) for number, source in sources.items()
+        ]
+        if options.fresh:
+            for prepared in everything:
+                forget(out, prepared.one.stem, prepared.depends_on)
+        finished = run_missing(everything, out)
+    written = sorted(out / file.path for one in finished for file in one.files)
     print(f"\n{result_table(read_records(written))}\n\n{len(written)} files written:")
     for path in written:
         print(f"  {path.relative_to(out)}")

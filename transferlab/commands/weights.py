@@ -3,17 +3,18 @@ the hub."""
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..backbones import build_from_state, build_model
+from ..checkpoints import read_weights
 from ..errors import UserError
+from ..files import publish, replace_whole, scratch_folder, sweep_scratch
 from ..offline import (
     LITE0_NAME,
     LITE0_PACKAGE,
@@ -26,9 +27,18 @@ from ..pretrained import (
     Download,
     download_weights,
     hub_repository,
-    read_weights,
+    note_inside,
     short_label,
 )
+from .options import path_text
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A backbone's weights as they were found."""
+
+    state: dict[str, torch.Tensor]
+    told: str  # where they come from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +59,60 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="e.g. resnet50 efficientnet_lite0 (default: all of the study)",
     )
     text = "the folder, e.g. --to weights"
-    parser.add_argument("--to", required=True, metavar="DIR", help=text)
+    parser.add_argument("--to", type=path_text, required=True, metavar="DIR", help=text)
 
 
-def place_weights(target: Path, write: Callable[[Path], object], source: str) -> None:
-    """Writes a weights file under a temporary name, its note, and renames it last, so that no
-    partial file is found.
+def write_note(target: Path, note: Mapping[str, str]) -> None:
+    """Writes the .json beside a weights file, for whoever reads it and for notebooks.
+
+    Raises:
+        OSError: as the disk says.
+    """
+    text = json.dumps(note, indent=1) + "\n"
+    with scratch_folder(target.parent) as folder:
+        temporary = folder / "note.json"
+        temporary.write_text(text, encoding="utf-8")
+        replace_whole(temporary, target.with_suffix(".json"))
+
+
+def mend_note(target: Path) -> None:
+    """Writes the .json of a weights file that was left without one, from what it says of itself.
+
+    Raises:
+        OSError: as the disk says.
+    """
+    note = note_inside(target)
+    if note and not target.with_suffix(".json").exists():
+        write_note(target, {key: note[key] for key in ("source", "label") if key in note})
+
+
+def place_weights(target: Path, state: Mapping[str, torch.Tensor], source: str) -> bool:
+    """Writes a weights file that says where it comes from, and the same in a .json beside it ->
+    whether it did: where another process was faster, its file stays.
+
+    The file appears whole; a .json that an earlier one has left goes before it.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     note = {"source": source, "label": short_label(source.removeprefix("hub: "))}
-    text = json.dumps(note, indent=1) + "\n"
+    tensors = {key: tensor.contiguous() for key, tensor in state.items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        target.with_suffix(".json").write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        with scratch_folder(target.parent) as folder:
+            temporary = folder / "weights.safetensors"
+            save_file(tensors, temporary, {"format": "pt", **note})
+            if target.exists():
+                return False
+            target.with_suffix(".json").unlink(missing_ok=True)
+            try:
+                publish(temporary, target)
+            except FileExistsError:
+                return False
+        write_note(target, note)
     except (OSError, SafetensorError) as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise UserError(f"cannot write {target}: {error}") from error
+    return True
 
 
 def ask_hub(timm_name: str) -> tuple[str, Download]:
@@ -99,6 +141,26 @@ def packaged_file(package: str) -> Path:
     return path
 
 
+def find_source(name: str, package: str) -> Source | Filled:
+    """Where a backbone's weights are to be had: the hub, for EfficientNet-Lite0 also the package;
+    else why they are not.
+
+    Raises:
+        UserError: an unknown name; what was found is damaged, or does not fit.
+    """
+    timm_name = BACKBONES.get(name, name)
+    repo_id, download = ask_hub(timm_name)
+    if download.path:
+        state = read_weights(download.path)
+        build_from_state(timm_name, state, download.path)  # a wrong or damaged one is refused here
+        return Source(state=state, told=f"hub: {repo_id}")
+    if timm_name == LITE0_NAME:
+        path = packaged_file(package)
+        model = build_from_state(timm_name, read_packaged_weights(path), path)
+        return Source(state=model.state_dict(), told=LITE0_SOURCE)
+    return Filled(name=name, done=False, what=f"not to be had: {download.reason}")
+
+
 def fill_one(name: str, folder: Path, package: str = LITE0_PACKAGE) -> Filled:
     """Puts NAME.safetensors and NAME.json into `folder`; never overwrites.
 
@@ -109,32 +171,31 @@ def fill_one(name: str, folder: Path, package: str = LITE0_PACKAGE) -> Filled:
             known one.
     """
     target = folder / f"{name}.safetensors"
-    if target.is_file():
-        return Filled(name=name, done=True, what="was there")
-    timm_name = BACKBONES.get(name, name)
-    repo_id, download = ask_hub(timm_name)
-    if download.path:
-        found = download.path
-        read_weights(found)  # a damaged download is refused here
-        source = f"hub: {repo_id}"
-        place_weights(target, lambda temporary: shutil.copyfile(found, temporary), source)
-    elif timm_name == LITE0_NAME:
-        path = packaged_file(package)
-        state = build_from_state(timm_name, read_packaged_weights(path), path).state_dict()
-        source = LITE0_SOURCE
-        place_weights(target, lambda temporary: save_file(state, temporary), source)
-    else:
-        return Filled(name=name, done=False, what=f"not to be had: {download.reason}")
-    return Filled(name=name, done=True, what=f"written, {source}")
+    there = Filled(name=name, done=True, what="was there")
+    if not target.is_file():
+        found = find_source(name, package)
+        if isinstance(found, Filled):
+            return found
+        if place_weights(target, found.state, found.told):
+            return Filled(name=name, done=True, what=f"written, {found.told}")
+    try:
+        mend_note(target)
+    except OSError as error:
+        raise UserError(f"cannot write the note of {target}: {error}") from error
+    return there
 
 
 def fill_weights(names: Sequence[str], folder: str | Path) -> list[Filled]:
     """`fill_one` for each name.
 
     Raises:
-        UserError: as `fill_one`.
+        UserError: as `fill_one`; there is no such home folder.
     """
-    place = Path(folder).expanduser()
+    try:
+        place = Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"--to {folder}: {error}") from error
+    sweep_scratch(place)
     return [fill_one(name, place) for name in names]
 
 
