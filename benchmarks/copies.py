@@ -69,7 +69,7 @@ from transferlab.audit.confirm import confirm_copies
 from transferlab.audit.copies import (
     Copy,
     Fingerprints,
-    find_candidates,
+    find_near_pairs,
     find_neighbours,
     perceptual_hash,
     to_pillow,
@@ -379,7 +379,7 @@ def score_set(pictures: Sequence[Labelled]) -> list[Score]:
         both = np.concatenate([hashes, hash_pictures(altered)], axis=1)
         prints = Fingerprints(file_hash=(), pixel_hash=(), bits=both[0], mirrored=both[1], modes=())
         neighbours = find_neighbours(prints)
-        candidates = find_candidates(neighbours)
+        candidates = find_near_pairs(neighbours)
         everything = images + [to_tensor(picture) for picture in altered]
         confirmed = confirm_copies(everything, candidates, neighbours)
         alone = [copy for copy in candidates if copy.distance <= BITS_ALONE]

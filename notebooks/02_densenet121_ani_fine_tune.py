@@ -41,20 +41,22 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 
-# @inline transferlab.errors: printable, UserError, DataError, WeightsError
+# @inline transferlab.errors: printable, some, UserError, DataError, WeightsError
 # @inline transferlab.machine: choose_precision
 # @inline transferlab.data: SPLITS, PART, IGNORED, PICTURE, MASKS, PLACEHOLDER, MAX_SIDE
 # @inline transferlab.data: MAX_RATIO, MAX_PIXELS, HEIF, REMEDIES, Rejected, Tree, Layout
 # @inline transferlab.data: ImageSet, Fold
-# @inline transferlab.data: some, read_tree, split_parts, holds_pictures, read_below, innermost
-# @inline transferlab.data: has_classes, all_read, find_classes, find_parts, find_layout, white_of
+# @inline transferlab.data: CHUNK, IMAGE_NAMES, MASK_NAMES, MASK_OF, MAGIC, clean_name, is_picture
+# @inline transferlab.data: read_tree, split_parts, holds_pictures, read_below, innermost
+# @inline transferlab.data: has_classes, all_read, check_classes, find_classes, find_parts, find_layout, white_of
 # @inline transferlab.data: has_band, find_white, to_rgb, read_image, load_images
 # @inline transferlab.data: split_indices, split_images
 # @inline transferlab.download: fetch_from_kaggle
 # @inline transferlab.views: Augmentation, printed
 # @inline transferlab.pretrained: tensor_hash, fetch_from_hub
 # @inline transferlab.features: extract
-# @inline transferlab.notebook: NotYet, load_body, FrozenBackbone, Run
+# @inline transferlab.files: PID_NAMESPACE, host_mark, process_mark
+# @inline transferlab.notebook: NotYet, PRINTS_ALL, load_body, FrozenBackbone, Run
 # @inline transferlab.notebook: describe_run, save_run, from_colab, copy_to_drive
 # @inline transferlab.plots: GREY, COLORS, use_fonts, plot_images, plot_confusion, plot_runs
 # @inline transferlab.plots: plot_answer

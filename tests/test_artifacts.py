@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import math
 import multiprocessing
@@ -18,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transferlab import artifacts
+from transferlab import artifacts, files
 from transferlab.artifacts import (
     prepare_out_dir,
+    publish_all,
+    refuse_inside,
     reserved_stamp,
     save_figure,
     seconds_text,
@@ -110,6 +113,7 @@ def test_a_stamp_that_a_killed_run_holds_is_freed(stamps, tmp_path):
     with reserved_stamp(tmp_path) as stamp:
         assert stamp == stamps[0]
     assert [path.name for path in tmp_path.iterdir()] == [f".{stamps[2]}"]  # that may live
+    os.utime(tmp_path / f".{stamps[2]}" / "pid", (1, 1))
     os.utime(tmp_path / f".{stamps[2]}", (1, 1))
     prepare_out_dir(tmp_path)
     assert not list(tmp_path.glob(".*"))
@@ -199,7 +203,7 @@ def test_what_the_disk_refuses_is_one_error_and_leaves_nothing(tmp_path, number)
 
 
 def test_a_folder_that_has_vanished_is_one_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write .*No such file"):
+    with pytest.raises(UserError, match="cannot write .*No such file.*: its folder is gone: "):
         write_text(tmp_path / "gone" / "a.json", "text")
     (tmp_path / "here").mkdir()
 
@@ -207,7 +211,7 @@ def test_a_folder_that_has_vanished_is_one_error(tmp_path):
         temporary.write_text("text")
         shutil.rmtree(tmp_path / "here")
 
-    with pytest.raises(UserError, match="cannot write .*No such file"):
+    with pytest.raises(UserError, match="cannot write .*No such file.*: its folder is gone: "):
         write_new(tmp_path / "here" / "a.json", vanish)
 
 
@@ -217,10 +221,18 @@ def test_a_name_that_is_too_long_is_one_error(tmp_path):
 
 
 FORMULAS = ["=cmd|' /C calc'!A0", "+cmd", "-cat", "@SUM(1)", "\tx", "\rx", "\nx", "＝1+1", "--1"]
+# Where ";" or tabs separate, and of a quote that stands inside a cell.
+INSIDE = {
+    "a;=1+1": "a;'=1+1",
+    "a;=1;b;@x": "a;'=1;b;'@x",
+    "a\t-x": "a\t'-x",
+    "cat\n=1": "cat\n'=1",
+    'a;"=1+1;b': "a;'" + '"=1+1;b',
+}
 HARMLESS = [
     "cat",
-    "cat\n=1",
     "a=b",
+    "a; b=c",
     "",
     " =1",
     "'=1",
@@ -233,7 +245,7 @@ HARMLESS = [
 
 
 def test_no_cell_or_header_of_a_table_starts_a_formula(tmp_path):
-    names = FORMULAS + HARMLESS
+    names = [*FORMULAS, *HARMLESS, *INSIDE]
     table = pd.DataFrame({"name": names, "-x": -1.5, "=y": range(len(names)), "n": True})
     table["kind"] = pd.Categorical(names)
     before = table.copy()
@@ -242,6 +254,7 @@ def test_no_cell_or_header_of_a_table_starts_a_formula(tmp_path):
         header, *rows = csv.reader(file)
     assert header == ["name", "'-x", "'=y", "n", "kind"]
     expected = [f"'{name}".replace("\r", "\\r") for name in FORMULAS] + HARMLESS
+    expected += INSIDE.values()
     assert [row[0] for row in rows] == expected and [row[4] for row in rows] == expected
     assert {row[1] for row in rows} == {"-1.5"}  # numbers stay numbers
     pd.testing.assert_frame_equal(table, before)
@@ -251,10 +264,79 @@ def test_no_cell_or_header_of_a_table_starts_a_formula(tmp_path):
 def test_whatever_a_name_is_its_cell_is_no_formula(names):
     for name in names:
         cell = without_formula(name)
-        assert cell.removeprefix("'") in (name.replace("\r", "\\r"), name.removeprefix("'"))
+        assert cell.replace("'", "") == name.replace("'", "").replace("\r", "\\r")
         assert "\r" not in cell
-        if cell.startswith(tuple("=+-@\t\r")):
-            float(cell)
+        for piece in re.split("[;\t\n]", cell):
+            if piece.startswith(tuple("=+-@")):
+                float(cell)
+
+
+# ---- all or none -----------------------------------------------------------------------------
+
+
+def refuse_links(*_):
+    raise OSError(errno.EPERM, "no links here")
+
+
+@pytest.mark.parametrize("moment", ["linked", "unlinked", "renamed", "flushed"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_interrupted_while_names_are_given_all_have_theirs_or_none(
+    tmp_path, monkeypatch, moment, number
+):
+    hidden = tmp_path / ".drafts"
+    hidden.mkdir()
+    drafts = [hidden / name for name in ("metrics.csv", "pairs.csv", "summary.json")]
+    for draft in drafts:
+        draft.write_text("x")
+    (tmp_path / "other.csv").write_text("another's")
+    counted = itertools.count()
+
+    def interrupting(whole):
+        def call(*arguments, **options):
+            whole(*arguments, **options)
+            if next(counted) == number:
+                raise KeyboardInterrupt
+
+        return call
+
+    owner, name = {
+        "linked": (os, "link"),
+        "unlinked": (Path, "unlink"),
+        "renamed": (os, "replace"),
+        "flushed": (files, "flush_folder"),
+    }[moment]
+    with monkeypatch.context() as patch:
+        if moment == "renamed":  # where there are no hard links
+            patch.setattr(os, "link", refuse_links)
+        patch.setattr(owner, name, interrupting(getattr(owner, name)))
+        with pytest.raises(KeyboardInterrupt):
+            publish_all(drafts)
+    left = {path.name for path in tmp_path.iterdir()} - {".drafts", "other.csv"}
+    assert left == ({draft.name for draft in drafts} if number == 2 else set())
+
+
+def test_what_is_anothers_is_not_taken_back(tmp_path):
+    hidden = tmp_path / ".drafts"
+    hidden.mkdir()
+    drafts = [hidden / name for name in ("metrics.csv", "summary.json")]
+    for draft in drafts:
+        draft.write_text("x")
+    (tmp_path / "summary.json").write_text("another's")
+    with pytest.raises(FileExistsError):
+        publish_all(drafts)
+    assert (tmp_path / "summary.json").read_text() == "another's"
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("inside", [".", "pics", "pics/a/b", "link", "link/a"])
+def test_nothing_goes_into_a_folder_of_images(tmp_path, inside):
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pics")
+    folders = [tmp_path / "none", tmp_path / ("pics" if inside != "." else "")]
+    with pytest.raises(UserError, match="lies in the images of .*: give --out and --cache-dir"):
+        refuse_inside(tmp_path / inside, *folders)
+    refuse_inside(tmp_path, *[one for one in folders if one != tmp_path])
+    refuse_inside(tmp_path / "pics2", tmp_path / "pics")
 
 
 def test_what_is_written_is_read_back(tmp_path, figure):

@@ -21,17 +21,24 @@ import torch
 from PIL import Image, ImageOps
 
 from transferlab.__main__ import main
+from transferlab.audit import record
 from transferlab.audit.copies import Copy, group_copies, hamming, take_fingerprints
 from transferlab.audit.crossval import choose_folds, draw_folds, out_of_fold
 from transferlab.audit.figures import NAMED, clip, plot_audit, width_of
 from transferlab.audit.findings import FINDING_KINDS, Finding
 from transferlab.audit.labels import check_suspects, find_suspects
-from transferlab.audit.leaks import LeakTest, measure_leak, measure_page_leak, page_of
+from transferlab.audit.leaks import (
+    LeakTest,
+    describe_leak,
+    measure_leak,
+    measure_page_leak,
+    page_of,
+)
 from transferlab.audit.record import AuditRecord
 from transferlab.audit.result import AuditResult, CleanFeatures, audit_images, clean_features
 from transferlab.commands import audit
 from transferlab.data import load_images
-from transferlab.errors import DataError
+from transferlab.errors import DataError, UserError
 from transferlab.machine import this_machine
 from transferlab.pretrained import WeightsInfo
 from transferlab.published import read_record
@@ -322,6 +329,30 @@ def test_a_leak_through_pages_shows_as_a_drop():
     assert abs(honest.drop) < 0.05, "groups that mean nothing cost nothing"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (0.1, 0.3, None),
+        (0.0, 0.3, "0 lies in the interval: no leak is shown"),
+        (-0.1, 0.0, "0 lies in the interval: no leak is shown"),
+        (-0.5, -0.3, "accuracy does not fall: no leak is shown"),
+    ],
+)
+def test_what_an_interval_says_of_a_leak(low, high, told):
+    leak = LeakTest(
+        grouping="page",
+        images=40,
+        groups=8,
+        folds=4,
+        random=(0.5, 0.5),
+        grouped=(0.5, 0.5),
+        drop=(low + high) / 2,
+        low=low,
+        high=high,
+    )
+    assert describe_leak(leak).partition("; ")[2] == (told or "")
+
+
 def test_folds_keep_groups_together_and_every_image_is_tested_once():
     features, labels, _ = blobs(60, 3)
     groups = np.arange(60) // 4
@@ -379,13 +410,13 @@ def test_errors_are_one_line_and_exit_code_2(extras, tmp_path, monkeypatch, caps
     inside = [str(folder), "--out", str(folder / "out")]
     for arguments, message in (
         ([str(tmp_path / "no")], "cannot be read as a folder"),
-        (inside, "never writes"),
+        (inside, "nothing is written into"),
     ):
         assert main(["audit", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     monkeypatch.chdir(folder)
-    assert main(["audit", "."]) == 2 and "never writes" in capsys.readouterr().err
+    assert main(["audit", "."]) == 2 and "nothing is written into" in capsys.readouterr().err
     assert sorted(path.name for path in Path(folder).iterdir()) == ["blue", "red"]
 
 
@@ -505,6 +536,19 @@ def test_results_are_written_before_they_are_printed(extras, tmp_path, monkeypat
         run_audit(folder, tmp_path / "out")
     assert read_summary(tmp_path / "out").data[0].n == 8
     assert not [*(tmp_path / "out").glob(".*")], "the stamp is free again"
+
+
+@pytest.mark.parametrize("refused", ["write_table", "plot_suspects", "write_text"])
+def test_all_is_written_or_nothing(extras, tmp_path, monkeypatch, refused):
+    def fail(*_):
+        raise UserError("no space left")
+
+    folder = draw_colours(tmp_path / "colours")
+    shutil.move(folder / "red" / "00.png", folder / "blue" / "r.png")
+    monkeypatch.setattr(record, refused, fail)
+    with pytest.raises(UserError, match="no space"):
+        run_audit(folder, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
 def test_what_was_not_read_is_said_and_recorded(extras, tmp_path, capsys):

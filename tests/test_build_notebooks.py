@@ -1028,7 +1028,7 @@ def limited(**limits):
 
 
 def test_limits_are_those_of_the_contract():
-    expected = tool.Limits(cells=40, visible=200, folded=600, cell=30, width=100, figure=4)
+    expected = tool.Limits(cells=40, visible=200, folded=700, cell=30, width=100, figure=4)
     assert expected == tool.LIMITS
 
 

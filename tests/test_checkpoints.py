@@ -45,6 +45,14 @@ def headless(state):
     return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
 
 
+def halved(state):
+    return {k: t.half() if t.is_floating_point() else t for k, t in state.items()}
+
+
+def without_counters(state):
+    return {key: tensor for key, tensor in state.items() if "num_batches" not in key}
+
+
 def load(content, path, name=TINY):
     """The backbone of a checkpoint, written by `torch.save`."""
     torch.save(content, path)
@@ -91,9 +99,13 @@ WRAPPINGS = {
         "optimizer": {"state": {0: {"exp_avg": torch.full((3,), float("nan"))}}},
     },
     "twice the same": lambda s: {"model": s, "state_dict": dict(s)},
+    "twice, once without counters": lambda s: {"state_dict": s, "net": without_counters(s)},
+    "twice, first without counters": lambda s: {"net": without_counters(s), "state_dict": s},
+    "twice, first in half precision": lambda s: {"fast": halved(s), "state_dict": s},
+    "twice, then in half precision": lambda s: {"state_dict": s, "fast": halved(s)},
     "parameters": lambda s: {key: nn.Parameter(tensor, False) for key, tensor in s.items()},
-    "half": lambda s: {k: t.half() if t.is_floating_point() else t for k, t in s.items()},
-    "without counters": lambda s: {k: t for k, t in s.items() if "num_batches" not in k},
+    "half": lambda s: halved(s),
+    "without counters": lambda s: without_counters(s),
 }
 
 
@@ -106,7 +118,7 @@ def test_the_usual_wrappings_and_prefixes_load(kind, state, tmp_path):
     if kind == "half":
         wanted = {key: tensor.to(state[key].dtype) for key, tensor in wanted.items()}
     if kind == "without counters":
-        wanted = {key: tensor for key, tensor in state.items() if "num_batches" not in key}
+        wanted = without_counters(state)
     assert info.kind == "file" and same_body(model, wanted)
     has_head = any("fc.weight" in key for key in read_weights(tmp_path / "x.pth"))
     assert model.num_classes == (10 if has_head and kind != "DINO" else 0)
@@ -138,6 +150,24 @@ def test_averaged_weights_come_first_and_the_source_says_so(taken, content, stat
     """As timm's `use_ema` does by default."""
     model, info = load(content(state, network(1).state_dict()), tmp_path / "x.pth")
     assert same_body(model, state) and info.source == f"file x.pth, {taken}"
+
+
+PLAIN = ["non_ema", "model_no_ema", "state_dict_wo_ema", "model_without_ema", "pre_ema", "not-ema"]
+
+
+@pytest.mark.parametrize("plain", [*PLAIN, "raw_ema"])
+def test_weights_that_are_said_not_to_be_averaged_do_not_come_first(plain, state, tmp_path):
+    other = network(1).state_dict()
+    for content in ({plain: other, "ema": state}, {"model_ema": state, plain: other}):
+        assert same_body(load(content, tmp_path / "x.pth")[0], state)
+    with pytest.raises(WeightsError, match="several parts of it would"):
+        load({plain: other, "averaged": state}, tmp_path / "x.pth")
+
+
+def test_half_precision_does_not_hide_that_two_differ(state, tmp_path):
+    slightly = {k: t * (1 + 1e-5) if t.is_floating_point() else t for k, t in state.items()}
+    with pytest.raises(WeightsError, match="several parts of it would"):
+        load({"fast": halved(state), "a": state, "b": slightly}, tmp_path / "x.pth")
 
 
 def test_several_parts_that_would_fit_are_named(state, tmp_path):

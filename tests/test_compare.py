@@ -3,6 +3,7 @@ parts from several machines, test images kept apart, each model at its own size.
 
 import argparse
 import gc
+import itertools
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
 
 from transferlab import candidates, store
@@ -173,6 +174,15 @@ def test_a_clear_difference_is_found_and_none_is_not():
     row = same.row()
     assert row["images_for_1_points"] == pytest.approx(25 * row["images_for_5_points"], rel=0.01)
     assert "good better" in verdict_text(verdicts["good", "bad"], 200)
+
+
+def test_without_spread_nothing_is_said_to_be_seen():
+    """Two models that are right on the same images say nothing of how much they could differ."""
+    labels = np.array([0, 1] * 20)
+    folds = make_folds(torch.from_numpy(labels), k=2, repeats=1, seed=0)
+    (pair,) = compare_pairs(found_with({"one": 1.0, "other": 1.0}, labels, folds), labels, folds)
+    assert pair.detectable is None and "nothing says what could be seen" in verdict_text(pair, 40)
+    assert pair.row()["detectable"] is None and pair.row()["images_for_1_points"] is None
 
 
 def test_the_better_one_is_named_whichever_comes_first():
@@ -419,6 +429,65 @@ def test_a_share_that_cannot_be_kept_says_so(
     assert "make room there and run again" in capsys.readouterr().err
 
 
+def test_a_part_that_is_damaged_is_not_kept(
+    image_folder, tmp_path, monkeypatch, capsys, small_views
+):
+    def full(tensors, path, metadata):
+        raise OSError(28, "No space left on device")
+
+    assert run_compare(image_folder, tmp_path, "--share", "1/2") == 0
+    part = next(tmp_path.glob("result/compare_finished/*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-1])
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.warns(UserWarning, match="is damaged|not kept"):
+        assert run_compare(image_folder, tmp_path, "--share", "1/2") == 2
+    assert "make room there and run again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--share", "3/2"), "'3/2' is no share"),
+        (("--share", "3/3"), "share 3/3 of 2 models is none of them"),
+        (("--out", "/dev/null/x"), "cannot write to /dev/null/x"),
+        (("--models", "resnet50", "resnet50.tv_in1k"), "models resnet50 and resnet50.tv_in1k"),
+        (("--models", "resnet50", "no_such_model"), "cannot build"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_image_is_read(
+    image_folder, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.setattr(compare, "load_folder", pytest.fail)
+    assert run_compare(image_folder, tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache-dir"])
+@pytest.mark.parametrize("place", [".", "images", "images/disc/x"])
+def test_nothing_is_written_into_the_images(
+    image_folder, tmp_path, monkeypatch, capsys, option, place
+):
+    """Else the figures would be the pictures of one more class next time."""
+    shutil.copytree(image_folder, tmp_path / "images")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "--models", "test_resnet", "--data", ".", "--weights", "none"]
+    places = {"--out": "/nowhere", "--cache-dir": ""} | {option: place}
+    assert main([*arguments, *itertools.chain(*places.items())]) == 2
+    told = capsys.readouterr().err
+    assert "nothing is written into" in told and told.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_merged_folders_are_paths_like_any_other(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_compare(image_folder, tmp_path, "--merge", "~/none") == 2
+    assert f"cannot merge {tmp_path / 'none'}" in capsys.readouterr().err
+    for wrong in ("", "~no-such-user/x", "a\0b"):
+        with pytest.raises(SystemExit, match="2"):
+            run_compare(image_folder, tmp_path, "--merge", wrong)
+
+
 def test_weights_that_change_meanwhile_are_noticed(
     image_folder, tmp_path, monkeypatch, capsys, small_views
 ):
@@ -543,7 +612,7 @@ def test_the_command_names_the_small_class_and_its_advice_works(drawn_split, tmp
         "error: class rare variant has 2 images; 5 folds need 5: "
         "add images, remove the class, or give --folds 2\n"
     )
-    assert not any(tmp_path.rglob("*"))
+    assert not written(tmp_path)
     assert run_compare(folder, tmp_path, "--folds", "2") == 0
     assert "note: class rare variant: so small" in capsys.readouterr().out
     assert "rare variant" in read_summary(tmp_path)["data"][0]["notes"][0]
@@ -820,6 +889,20 @@ def test_one_file_under_two_names_is_refused(
     printed = capsys.readouterr().err
     assert f"{names[0]} and {names[1]} are one model" in printed
     assert "file test_resnet.safetensors" in printed
+
+
+def test_a_file_with_a_head_and_the_same_without_are_one_model(
+    image_folder, tiny_file, tmp_path, capsys, small_views
+):
+    weights = tmp_path / "both"
+    weights.mkdir()
+    tensors = load_file(tiny_file)
+    save_file(tensors, weights / "test_resnet.safetensors")
+    body = {key: tensor for key, tensor in tensors.items() if not key.startswith("fc.")}
+    save_file(body, weights / "test_resnet.r160_in1k.safetensors")
+    names = ["test_resnet", "test_resnet.r160_in1k"]
+    assert quick(image_folder, tmp_path, "--models", *names, "--weights", str(weights)) == 2
+    assert "are one model" in capsys.readouterr().err
 
 
 def test_a_classifier_that_no_file_holds_is_never_asked(drawn_split, tmp_path, capsys):

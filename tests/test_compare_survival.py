@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from transferlab import compared
+from transferlab import artifacts, compared
 from transferlab.__main__ import main
 from transferlab.errors import UserError
 from transferlab.store import checksum, kept_key
@@ -219,14 +220,14 @@ def test_results_are_written_before_they_are_printed(colours, tmp_path, monkeypa
 def test_where_one_result_cannot_have_its_name_none_has(
     colours, tmp_path, monkeypatch, capsys, undisturbed
 ):
-    whole = compared.publish
+    whole = artifacts.publish
 
     def refuse(draft, target):
-        if "summary" in target.name:
+        if "summary" in target.name and target.parent.name == "result":
             raise OSError(28, "No space left on device")
         return whole(draft, target)
 
-    monkeypatch.setattr(compared, "publish", refuse)
+    monkeypatch.setattr(artifacts, "publish", refuse)
     assert main(arguments_for(colours, tmp_path)) == 2
     assert "No space left" in capsys.readouterr().err
     assert results(tmp_path) == {} and hidden(tmp_path) == []
@@ -252,6 +253,31 @@ def test_where_one_result_cannot_be_written_none_is_left(
     assert "No space left" in capsys.readouterr().err
     assert results(tmp_path) == {} and hidden(tmp_path) == []
     assert len(parts(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space")])
+def test_nobody_needs_to_listen(colours, tmp_path, monkeypatch, capsys, undisturbed, error):
+    def refuse(text):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", types.SimpleNamespace(write=refuse, flush=lambda: None))
+        code = main(arguments_for(colours, tmp_path))
+    is_broken = isinstance(error, BrokenPipeError)
+    assert code == (141 if is_broken else 2)
+    assert is_broken or "cannot print to stdout" in capsys.readouterr().err
+    assert list(results(tmp_path).values()) == [undisturbed[0]]
+
+
+def test_an_interruption_does_not_wait_for_others(colours, tmp_path, monkeypatch):
+    """Trimming the cache waits for whoever does."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transferlab.commands.compare.compare", interrupted)
+    monkeypatch.setattr("transferlab.commands.compare.trim_to_bound", pytest.fail)
+    assert main(arguments_for(colours, tmp_path)) == 130
 
 
 @pytest.mark.slow

@@ -19,13 +19,13 @@ from benchmarks.copies import (
     score_set,
 )
 from transferlab.audit.align import SIDE, align, blur, move, shrink
-from transferlab.audit.confirm import Thumbnails, compare, compare_with, confirm_copies
+from transferlab.audit.confirm import Thumbnails, compare_with, confirm_copies, match_windows
 from transferlab.audit.copies import (
     CANDIDATE_BITS,
-    NEIGHBOURS,
+    NEAREST,
     Copy,
     Fingerprints,
-    find_candidates,
+    find_near_pairs,
     find_neighbours,
     hamming,
 )
@@ -71,7 +71,7 @@ def find(images):
     pictures = [benchmark.to_pillow(image) for image in images]
     bits, mirrored = benchmark.hash_pictures(pictures)
     neighbours = find_neighbours(prints_of(bits, mirrored))
-    found = confirm_copies(images, find_candidates(neighbours), neighbours)
+    found = confirm_copies(images, find_near_pairs(neighbours), neighbours)
     return {(copy.first, copy.second): copy for copy in found}
 
 
@@ -98,7 +98,7 @@ def test_what_is_pasted_on_does_not_pull(scenes):
     fixed = torch.stack([shrink(image) for image in scenes]).float()
     covered = fixed.clone()
     covered[:, :, 40:60, 15:50] = torch.tensor([170.0, 205, 225])[:, None, None]
-    compared = compare(fixed, covered)
+    compared = match_windows(fixed, covered)
     above = slice(0, 30)  # rows of windows that the cover does not reach
     same = compared.same[:, above].float().mean()
     assert same > 0.99 * compared.told[:, above].float().mean()
@@ -115,8 +115,8 @@ def test_colour_tells_apart_what_light_does_not():
     grey[:, 10:50, 10:50] = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)) * 90
     tint = torch.tensor([60.0, -30, 0])[:, None, None]
     red, green = grey + tint, grey + tint.roll(1, 0)
-    assert compare(red[None], green[None]).shares.item() < 0.2
-    assert compare(red[None], grey[None]).shares.item() > 0.9, "a copy may be grey"
+    assert match_windows(red[None], green[None]).shares.item() < 0.2
+    assert match_windows(red[None], grey[None]).shares.item() > 0.9, "a copy may be grey"
 
 
 # ---- candidates ------------------------------------------------------------------------------
@@ -131,25 +131,25 @@ def test_neighbours_are_the_nearest_by_hash_or_mirror_image():
     found = find_neighbours(prints_of(bits, mirrored))
     distance = np.minimum(hamming(bits, bits), hamming(bits, mirrored))
     np.fill_diagonal(distance, 999)
-    assert (found.distance == np.sort(distance, axis=1)[:, :NEIGHBOURS]).all()
-    pairs = {(copy.first, copy.second): copy for copy in find_candidates(found)}
+    assert (found.distance == np.sort(distance, axis=1)[:, :NEAREST]).all()
+    pairs = {(copy.first, copy.second): copy for copy in find_near_pairs(found)}
     assert pairs[3, 7].how == "similar" and pairs[4, 9].how == "similar when mirrored"
     assert all(copy.distance <= CANDIDATE_BITS for copy in pairs.values())
 
 
 def test_candidates_are_bounded_where_all_pictures_look_alike():
     same = np.ones((2000, 256), bool)
-    found = find_candidates(find_neighbours(prints_of(same)))
-    assert len(found) <= 2000 * NEIGHBOURS and len({*found}) == len(found)
+    found = find_near_pairs(find_neighbours(prints_of(same)))
+    assert len(found) <= 2000 * NEAREST and len({*found}) == len(found)
 
 
 def test_exact_copies_are_no_candidates():
     bits = np.ones((4, 256), bool)
     exact = [Copy(first=0, second=2, how="same bytes"), Copy(first=0, second=3, how="same bytes")]
-    found = find_candidates(find_neighbours(prints_of(bits), exact))
+    found = find_near_pairs(find_neighbours(prints_of(bits), exact))
     assert [(copy.first, copy.second) for copy in found] == [(0, 1)]
     everything = [Copy(first=0, second=other, how="same bytes") for other in (1, 2, 3)]
-    assert not find_candidates(find_neighbours(prints_of(bits), everything))
+    assert not find_near_pairs(find_neighbours(prints_of(bits), everything))
 
 
 # ---- what is confirmed -----------------------------------------------------------------------

@@ -344,7 +344,7 @@ def test_one_depth_for_a_folder_from_what_it_uses(tmp_path, suffix, top, white):
     assert abs(bright[0, 0, 2] - 255 * top / white) <= 0.5
     assert abs(dark[0, 0, 2] - 255 * (top // 3) / white) <= 0.5  # in the same scale
     assert set(images.white.values()) == {white}
-    assert images.notes == (f"16-bit files: {top} at most, so {white} is white",)
+    assert images.notes == (f"16-bit files: 0 to {top}, so {white} is white",)
 
 
 def test_the_depth_of_png_and_tiff_is_one(tmp_path):
@@ -364,11 +364,77 @@ def test_a_pgm_file_that_says_its_depth_is_taken_at_its_word(tmp_path):
     assert images.white == {"other": 4095, "PPM": 65535}
 
 
+def test_a_few_bright_pixels_do_not_set_the_depth(tmp_path):
+    for name in ("a", "b"):
+        pixels = np.full((64, 64), 2000, np.uint16)
+        pixels[0, :2] = 65535
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "hot.png")
+    images = load_images(tmp_path)
+    assert images.white == {"other": 4095} and images.images[0][0, 0, :3].tolist() == [
+        255,
+        255,
+        125,
+    ]
+
+
+def test_a_range_of_which_little_is_used_is_pointed_out(tmp_path):
+    for name in ("a", "b"):
+        pixels = np.linspace(21000, 24000, 256).reshape(16, 16).astype(np.uint16)
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "warm.tif")
+    (note,) = load_images(tmp_path).notes
+    assert note.startswith("16-bit files: 21") and "which leaves 11 of 256 levels" in note
+
+
+def png16(path, colour):
+    """Writes a PNG file of 16-bit colours, which Pillow cannot."""
+    row = struct.pack(">3H", *colour)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(1, 16, 2, row))
+
+
+def test_colours_of_16_bits_are_said_to_be_cut(tmp_path):
+    for name in ("a", "b"):
+        png16(tmp_path / name / "deep.png", (4095, 4095, 4095))
+    images = load_images(tmp_path)
+    assert "2 files have 16-bit colours, of which the upper 8 bits are read" in images.notes
+
+
+def test_pages_beyond_the_first_are_said_not_to_be_read(tmp_path):
+    page = Image.new("RGB", (8, 8))
+    make_folder(tmp_path)
+    page.save(tmp_path / "a" / "pages.tif", save_all=True, append_images=[page, page])
+    assert "1 files have several pages, the first is read" in load_images(tmp_path).notes
+
+
+def test_an_alpha_that_was_left_empty_is_no_transparency():
+    empty = Image.new("RGBA", (20, 20), (10, 20, 30, 0))
+    assert pixel(decode(encoded(empty, "TGA"))) == (10, 20, 30)
+
+
+def test_what_is_no_picture_is_not_read_whole(tmp_path, monkeypatch):
+    with open(tmp_path / "clip.mov", "wb") as file:
+        file.truncate(2**40)  # of which the disk holds nothing
+    with pytest.raises(UserError, match="cannot identify"):
+        read_image(tmp_path / "clip.mov")
+
+
 def test_a_file_that_is_not_read_does_not_set_the_depth(tmp_path):
     grey_folder(tmp_path, (1000, 4000))
     Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "a" / "deep.tif")
     images = load_images(tmp_path)
     assert images.white == {"other": 4095} and len(images.rejected) == 1
+
+
+def test_the_digest_follows_the_depth(tmp_path):
+    """The same test files are other pixels when the training images reach further."""
+    grey_folder(tmp_path / "train", (1000,))
+    grey_folder(tmp_path / "test", (900,))
+    before = load_images(tmp_path, parts=("test",))
+    grey_folder(tmp_path / "train", (1000, 4000))
+    after = load_images(tmp_path, parts=("test",))
+    assert before.images[0].max() > after.images[0].max() and before.digest != after.digest
 
 
 def test_images_beyond_memory_keep_their_depth(tmp_path):
@@ -410,8 +476,8 @@ def test_heic_is_read_where_its_package_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, remedy",
     [
-        ("a.jxl", "save it as PNG"),
-        ("a.svg", "save it as PNG"),
+        ("a.jxl", "save as PNG"),
+        ("a.svg", "save as PNG"),
         ("a.HEIF", "pip install pillow-heif"),
     ],
 )
@@ -674,6 +740,14 @@ def test_ipython_itself_shows_these_lines_alone(tmp_path):
     )
     assert run.stdout.splitlines() == ["set it", "error: no images"]
     assert "Traceback" not in run.stderr
+
+
+def test_test_images_are_in_neither_part_of_a_split(tmp_path):
+    images = load_images(
+        make_folder(tmp_path, parts=("train", "val", "test")), parts=("train", "val", "test")
+    )
+    fold = split_images(images, seed=0)
+    assert fold.train.tolist() == [0, 1, 2, 3, 4, 5] and fold.val.tolist() == [6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -119,6 +119,28 @@ def test_what_a_function_has_drawn_is_not_kept(study, tmp_path):
     assert not store.folder.exists()
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"other": torch.zeros(16, 3)},
+        {"features": torch.zeros(1, 3)},
+        {"features": torch.zeros(16)},
+        {"features": torch.zeros(16, 3, dtype=torch.float64)},
+        {"features": torch.full((16, 3), float("nan"))},
+    ],
+)
+def test_what_is_kept_under_the_key_and_is_no_features_is_computed_again(study, tmp_path, wrong):
+    store = Store(folder=tmp_path / "kept")
+    night = dimmed(1.0, name="night")
+    first = drawn_with(study, night, store=store)
+    expected = first.clean
+    assert len(expected) == 16
+    store.write(first._key(0, torch.arange(16)), wrong)
+    with pytest.warns(UserWarning, match="holds no features: computed again"):
+        assert torch.equal(drawn_with(study, night, store=store).clean, expected)
+    assert torch.equal(drawn_with(study, night, store=store).clean, expected)
+
+
 def test_what_prints_otherwise_is_not_taken_though_it_lacks_its_new_version(study, tmp_path):
     store = Store(folder=tmp_path / "kept")
     night = dimmed(1.0, name="night")

@@ -39,7 +39,8 @@ def scratch_of(folder, mark, *, age=0):
     left = folder / f".transferlab-{mark}-abc_123"
     left.mkdir()
     (left / "half").write_text("half")
-    os.utime(left, (time.time() - age,) * 2)
+    for path in (left / "half", left):
+        os.utime(path, (time.time() - age,) * 2)
     return left
 
 
@@ -83,6 +84,27 @@ def test_what_a_living_process_holds_stays_however_old_it_is(tmp_path):
     os.utime(mine, (born - 2 * files.CLOCK_SECONDS,) * 2)
     sweep_scratch(tmp_path)
     assert not mine.exists()
+
+
+def test_what_another_machine_still_writes_stays(monkeypatch, tmp_path):
+    """The time of a folder stands still while a file deep in it grows."""
+    left = scratch_of(tmp_path, "other-host-1", age=ABANDONED_SECONDS + 9)
+    (left / "out" / "result").mkdir(parents=True)
+    growing = left / "out" / "result" / "copy.ipynb"
+    growing.write_text("grows")
+    (left / "nowhere").symlink_to(tmp_path / "nowhere")
+    old = (time.time() - ABANDONED_SECONDS - 9,) * 2
+    for path in (left / "nowhere", growing.parent, left / "out", left):
+        os.utime(path, old, follow_symlinks=False)
+    sweep_scratch(tmp_path)
+    assert growing.is_file()
+    os.utime(growing, old)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "MOST_LOOKED_AT", 2)  # what is too large to look through stays
+        sweep_scratch(tmp_path)
+        assert growing.is_file()
+    sweep_scratch(tmp_path)
+    assert not left.exists()
 
 
 def test_a_process_that_was_killed_has_ended_though_nobody_has_asked_for_its_end(tmp_path):
@@ -202,6 +224,23 @@ def test_a_reservation_is_taken_back_where_the_rename_fails(monkeypatch, tmp_pat
     with pytest.raises(OSError, match="not here"):
         publish(new_file(tmp_path), tmp_path / "a.txt")
     assert os.listdir(tmp_path) == ["temporary"]
+
+
+def test_a_signal_just_after_the_rename_takes_nothing_back(monkeypatch, tmp_path):
+    usual = os.replace
+
+    def interrupted(source, target):
+        usual(source, target)
+        raise KeyboardInterrupt
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "not here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(new_file(tmp_path), tmp_path / "a.txt")
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_replacing_leaves_the_new_or_the_old(tmp_path):

@@ -4,13 +4,17 @@ import errno
 import json
 import multiprocessing
 import os
+import time
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from transferlab import finished
+from transferlab import artifacts, finished
 from transferlab.artifacts import OUT_FOLDERS, hold_stamp
 from transferlab.data import find_layout
+from transferlab.errors import UserError
 from transferlab.files import process_mark
 from transferlab.finished import (
     FINISHED_FOLDER,
@@ -21,6 +25,7 @@ from transferlab.finished import (
     hash_weights,
     held_stamps,
     output_files,
+    prepare_records,
     publish_finished,
     publish_outputs,
     read_finished,
@@ -182,12 +187,19 @@ def test_a_stamp_that_is_taken_meanwhile_is_replaced_everywhere(own, out, is_hel
 
 def test_files_without_a_stamp_get_one_wherever_they_lie(out, tmp_path):
     """A notebook that its reader has changed may write anything."""
+    odd = {"result/x.ipynb": b"\xff{", "result/y.ipynb": b"[" * 100_000, "result/z.ipynb": b"[]"}
     for _ in range(2):
         own = tmp_path / "own"
         write_files(own, {"top.txt": "1", "result/mine.csv": "2", "result/a/b.tar": "3"})
         write_files(own, {".hidden": "4", "result/.ipynb_checkpoints/x": "5"})
+        for name, data in odd.items():
+            (own / name).write_bytes(data)
         with held_stamps(own, out) as stamp:
             publish_outputs(own, out)
+        for name, data in odd.items():
+            target = out / name.replace(".", f"_{stamp}.")
+            assert target.read_bytes() == data
+            target.unlink()
         names = {f"top_{stamp}.txt", f"result/mine_{stamp}.csv", f"result/a/b_{stamp}.tar"}
         assert names <= contents(out).keys()
     assert len(contents(out)) == 6
@@ -313,24 +325,72 @@ def test_a_name_that_was_only_reserved_is_filled(own, out, monkeypatch):
     assert {name: contents(out)[name] for name in SAVED} == SAVED
 
 
-def test_what_the_disk_has_lost_is_run_again(own, out, monkeypatch):
+def laid_aside(out, printed):
+    """The folder that the one line of `finish_pending` names."""
+    (folder,) = (out / "result").glob("unpublished_*")
+    assert printed.count("\n") == 1 and str(folder) in printed
+    return folder
+
+
+def test_what_the_disk_has_lost_is_run_again_and_the_rest_is_kept(own, out, monkeypatch, capsys):
     pending = interrupted(own, out, monkeypatch, 1)
-    (pending / f"model/net_best_{STAMP}.safetensors").write_text("")
+    lost = f"model/net_best_{STAMP}.safetensors"
+    (pending / lost).write_text("")
     finish_pending(out)
+    printed = capsys.readouterr().out
+    assert f"{lost} is damaged" in printed
+    kept = contents(laid_aside(out, printed))
+    summary = f"result/net_summary_{STAMP}.json"
+    assert kept[summary] == SAVED[summary]
+    assert (out / f"img/net_combined_{STAMP}.png").is_file()  # was published before
     assert read_finished(out, "01", DEPENDS_ON) is None and hidden(out) == []
-    assert not (out / f"model/net_best_{STAMP}.safetensors").exists()
+    assert not (out / lost).exists()
 
 
-def test_a_file_of_another_is_never_overwritten(own, out, monkeypatch):
-    interrupted(own, out, monkeypatch, 0)
-    theirs = out / f"model/net_best_{STAMP}.json"
-    theirs.write_text("theirs")
+def test_a_damaged_journal_loses_no_result(own, out, monkeypatch, capsys):
+    pending = interrupted(own, out, monkeypatch, 0)
+    (pending / JOURNAL).write_text("{")
     finish_pending(out)
-    assert theirs.read_text() == "theirs" and hidden(out) == []
+    kept = contents(laid_aside(out, capsys.readouterr().out))
+    assert {name: kept[name] for name in SAVED} == SAVED and hidden(out) == []
+
+
+def test_a_file_of_another_is_never_overwritten_and_nothing_is_lost(own, out, monkeypatch, capsys):
+    interrupted(own, out, monkeypatch, 0)
+    name = f"model/net_best_{STAMP}.json"
+    (out / name).write_text("theirs")
+    finish_pending(out)
+    printed = capsys.readouterr().out
+    assert f"{out / name} is another's" in printed
+    kept = contents(laid_aside(out, printed))
+    assert {name: kept[name] for name in SAVED} == SAVED
+    assert (out / name).read_text() == "theirs" and hidden(out) == []
     assert read_finished(out, "01", DEPENDS_ON) is None
+    finish_pending(out)
+    assert capsys.readouterr().out == ""  # said once
+
+
+def test_a_name_that_is_taken_while_it_is_published_is_an_error_of_the_user(own, out, monkeypatch):
+    """Whoever does not ask for a stamp may take any name."""
+    theirs = out / f"model/net_best_{STAMP}.json"
+    usual = finished.write_journal
+
+    def write_journal(path, done):
+        usual(path, done)
+        theirs.write_text("theirs")
+
+    monkeypatch.setattr(finished, "write_journal", write_journal)
+    with pytest.raises(UserError, match="json is another's.*run again"):
+        publish_finished(own, out, "01", DEPENDS_ON)
+    (pending,) = (out / FINISHED_FOLDER).glob(".pending-*")
+    pending.rename(pending.with_name(f".pending-{dead_mark()}-1"))
+    theirs.unlink()
+    finish_pending(out)
+    assert {name: contents(out)[name] for name in SAVED} == SAVED
 
 
 def test_a_pending_folder_without_a_journal_is_swept(own, out, monkeypatch):
+    """All of it is published before its journal becomes the record."""
     pending = interrupted(own, out, monkeypatch, 0)
     (pending / JOURNAL).unlink()
     finish_pending(out)
@@ -366,3 +426,78 @@ def test_the_disks_refusal_loses_nothing(own, out, monkeypatch):
     pending.rename(pending.with_name(f".pending-{dead_mark()}-1"))
     finish_pending(out)
     assert {name: contents(out)[name] for name in SAVED} == SAVED
+
+
+# ---- what else has these names ---------------------------------------------------------------
+
+
+def test_runs_stay_apart_when_the_clock_was_set_back(own, out, monkeypatch):
+    """The stamp that replaces a taken one may be an earlier one."""
+    later = {name.replace(STAMP, LATER): text.replace(STAMP, LATER) for name, text in SAVED.items()}
+    write_files(own, later)
+    write_files(out, {f"result/theirs_{LATER}.csv": "theirs"})
+    earlier = "20251231_230000"
+    clock = {"strftime": lambda form: earlier}
+    monkeypatch.setattr(artifacts, "time", types.SimpleNamespace(**vars(time) | clock))
+    with held_stamps(own, out) as stamp:
+        publish_outputs(own, out)
+    assert stamp == earlier
+    found = contents(out)
+    assert len(found) == 2 * len(SAVED) + 2
+    for one in (earlier, STAMP):
+        for name, text in SAVED.items():
+            assert found[name.replace(STAMP, one)] == text.replace(STAMP, one)
+
+
+def test_files_that_would_get_one_name_are_an_error_and_all_stay(own, out):
+    write_files(own, {"result/mine.csv": "1", f"result/mine_{STAMP}.csv": "2"})
+    before = contents(own)
+    with pytest.raises(UserError, match=f"would both be called result/mine_{STAMP}.csv"):
+        publish_finished(own, out, "01", DEPENDS_ON)
+    assert contents(own) == before
+
+
+def obstacles(place):
+    """What else may have the name of a folder."""
+    return {
+        "file": lambda: place.write_text("x"),
+        "pipe": lambda: os.mkfifo(place),
+        "loop": lambda: place.symlink_to(place.name),
+        "dangling": lambda: place.symlink_to("nowhere"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "loop", "dangling"])
+def test_what_has_the_name_of_the_records_is_told(out, kind):
+    records = out / FINISHED_FOLDER
+    obstacles(records)[kind]()
+    with pytest.raises(UserError, match=f"cannot keep records in {records} .*move away"):
+        prepare_records(out)
+    assert os.path.lexists(records) and hidden(out) == []
+
+
+def test_the_folder_of_the_records_is_made(out):
+    for _ in range(2):
+        prepare_records(out)
+    assert (out / FINISHED_FOLDER).is_dir() and hidden(out) == []
+
+
+def test_a_folder_in_place_of_a_record_blocks_nothing(own, out, capsys):
+    record = record_path(out, "01", DEPENDS_ON)
+    write_files(record, {"x": ""})
+    forget(out, "01", DEPENDS_ON)
+    publish_finished(own, out, "01", DEPENDS_ON)
+    assert f"{record} is a folder" in capsys.readouterr().out
+    assert {name: contents(out)[name] for name in SAVED} == SAVED and hidden(out) == []
+    finish_pending(out)
+    assert record.is_dir()
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "", "/evil", "a\nb", "x" * 101])
+def test_a_journal_that_names_no_notebook_is_damaged(own, out, monkeypatch, capsys, name):
+    pending = interrupted(own, out, monkeypatch, 0)
+    done = finished.read_journal(pending / JOURNAL)
+    finished.write_journal(pending / JOURNAL, replace(done, notebook=name))
+    finish_pending(out)
+    assert "damaged" in capsys.readouterr().out
+    assert not list(out.parent.rglob("evil*")) and hidden(out) == []

@@ -1,6 +1,7 @@
 """From folders as people have them to a layout: what is understood, what is said, what refused."""
 
 import os
+import time
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -60,6 +61,9 @@ def refusal(folder):
         ("training_set", "val_set", "test_set"),
         ("seg_train", "seg_val", "seg_test"),
         ("train-images", "val-images", "test-images"),
+        ("1.Training", "2.Validation", "3.Test"),
+        ("학습", "검증", "시험"),
+        ("train_dataset", "valid_dataset", "test_dataset"),
     ],
 )
 def test_splits_as_people_call_them(tmp_path, train, val, test):
@@ -115,6 +119,12 @@ def test_a_test_split_may_lack_a_class_and_no_other_may(tmp_path):
         ("train", "test1"),
         ("train_images", "test_images"),
         ("train", "to_predict"),
+        ("trainA", "testA", "trainB", "testB"),
+        ("DIV2K_train_HR", "DIV2K_valid_HR"),
+        ("train_resized", "test_resized"),
+        ("1.Training", "2.Validation"),
+        ("학습", "검증"),
+        ("rps-train", "rps-test-set"),
     ],
 )
 def test_splits_that_hold_pictures_are_refused(tmp_path, parts):
@@ -122,8 +132,32 @@ def test_splits_that_hold_pictures_are_refused(tmp_path, parts):
         fill(tmp_path / part, 4)
     (tmp_path / "labels.csv").write_text("id,label\n0,cat\n")
     message = refusal(tmp_path)
-    assert "hold pictures, not several classes" in message and "no table of labels" in message
+    assert "holds pictures, not several classes" in message and "no table of labels" in message
     assert all(part in message for part in parts)
+
+
+def test_parts_without_one_to_train_on_are_no_classes(tmp_path):
+    build(tmp_path, val=3, test=3)
+    assert "test, val are called like parts of one set" in refusal(tmp_path)
+    build(tmp_path / "lab", blood_test=3, urine_test=3)
+    assert counted(tmp_path / "lab") == {"blood_test": 3, "urine_test": 3}
+
+
+def test_a_test_split_of_one_class_is_one(tmp_path):
+    build(tmp_path, train__cat=3, train__dog=3, test__cat=2)
+    assert load_images(tmp_path, parts=("test",)).labels.tolist() == [0, 0]
+
+
+def test_a_val_that_lacks_a_class_is_told_so(tmp_path):
+    build(tmp_path, train__cat=3, train__dog=3, val__cat=2)
+    assert "not in both train and val: dog" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("inner", ["test", "train", "validation"])
+def test_a_split_inside_a_class_is_refused(tmp_path, inner):
+    build(tmp_path, cat=3, dog=3)
+    fill(tmp_path / "cat" / inner)
+    assert f"cat holds the folders {inner}: if it is a class" in refusal(tmp_path)
 
 
 def test_train_with_classes_beside_a_flat_test(tmp_path):
@@ -135,7 +169,7 @@ def test_train_with_classes_beside_a_flat_test(tmp_path):
 
 def test_a_flat_train_beside_a_test_with_classes_is_refused(tmp_path):
     build(tmp_path, train=5, test__a=3, test__b=3)
-    assert "hold pictures, not several classes" in refusal(tmp_path)
+    assert "holds pictures, not several classes" in refusal(tmp_path)
 
 
 def test_two_folders_for_one_part_are_refused(tmp_path):
@@ -183,7 +217,7 @@ def test_masks_are_no_pictures_of_a_class(tmp_path, masks):
         fill(tmp_path / name / "images", 3)
         fill(tmp_path / name / masks, 3)
     assert counted(tmp_path) == {"a": 3, "b": 3}
-    assert "6 pictures in folders of masks or labels are not read" in load_images(tmp_path).notes[1]
+    assert "6 masks or labels of pictures are not read" in load_images(tmp_path).notes[1]
     build(tmp_path / "loose", a=2, b=2)
     fill(tmp_path / "loose" / ".ipynb_checkpoints", 2)
     fill(tmp_path / "loose/a" / masks, 2)
@@ -192,9 +226,52 @@ def test_masks_are_no_pictures_of_a_class(tmp_path, masks):
 
 def test_pictures_and_their_masks_are_no_classes(tmp_path):
     build(tmp_path, images=3, masks=3)
-    assert "images, masks: pictures and masks, but no classes" in refusal(tmp_path)
+    assert "images, masks are called like pictures and masks, no classes" in refusal(tmp_path)
     build(tmp_path / "split", train__img=3, train__ground_truth=3, val__img=2, val__ground_truth=2)
-    assert "hold pictures, not several classes" in refusal(tmp_path / "split")
+    assert "called like pictures and masks" in refusal(tmp_path / "split")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("JPEGImages", "SegmentationClass", "SegmentationObject"),
+        ("PNGImages", "PedMasks"),
+        ("original_images", "label_images_semantic"),
+        ("rgb", "depth"),
+        ("HAM10000_images_part_1", "HAM10000_images_part_2"),
+        ("images_001", "images_002", "images_003"),
+        ("part1", "part2"),
+        ("batch1", "batch2"),
+        ("images", "images_2"),
+        ("fold1", "fold2", "fold3"),
+    ],
+)
+def test_parts_of_one_set_are_no_classes(tmp_path, names):
+    for name in names:
+        fill(tmp_path / name)
+    assert "are called like" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("mask", ["{}_mask", "{}_mask_1", "{}_segmentation", "{}-label"])
+def test_masks_beside_their_pictures_are_not_read(tmp_path, mask):
+    for name in ("benign", "malignant"):
+        fill(tmp_path / name)
+        for number in range(3):
+            Image.new("1", (8, 6)).save(tmp_path / name / f"{mask.format(number)}.png")
+    assert counted(tmp_path) == {"benign": 3, "malignant": 3}
+    assert "6 masks or labels of pictures are not read" in load_images(tmp_path).notes[0]
+
+
+def test_classes_called_like_masks_are_read_in_splits_too(tmp_path):
+    build(tmp_path, train__mask=3, train__helmet=3, val__mask=2, val__helmet=2)
+    assert counted(tmp_path) == {"helmet": 5, "mask": 5}
+    build(tmp_path / "x", train__with_mask=3, train__no_mask=3, val__with_mask=2, val__no_mask=2)
+    assert counted(tmp_path / "x") == {"no_mask": 5, "with_mask": 5}
+
+
+def test_a_class_called_like_masks_among_others_is_pointed_out(tmp_path):
+    build(tmp_path, good=3, broken=3, ground_truth=3)
+    assert "1 classes are called like masks: ground_truth" in load_images(tmp_path).notes[0]
 
 
 def test_a_class_of_masks_is_a_class(tmp_path):
@@ -232,7 +309,7 @@ def test_what_lies_beside_the_classes_is_named(tmp_path):
     (tmp_path / "notes" / "todo.txt").write_text("words")
     first, second = load_images(tmp_path).notes
     assert "4 pictures beside the classes are not read" in first
-    assert "1 folders without pictures are not read: notes" in second
+    assert "1 without pictures, or read already, are not read: notes" in second
 
 
 @pytest.mark.parametrize("name", ["__background__", "_unknown_", "__none"])
@@ -263,14 +340,16 @@ def test_parts_may_spell_a_class_differently(tmp_path):
     assert counted(tmp_path) == {CAT: 6, "dog": 6}
 
 
-@pytest.mark.parametrize("other", ["Cat", "CAT", "cat ", " cat"])
-def test_classes_that_differ_in_case_or_spaces_are_pointed_out(tmp_path, other):
+@pytest.mark.parametrize(
+    "other", ["Cat", "CAT", "cat ", " cat", "cat - Copy", "cat (2)", "cat - 복사본", "cat copy"]
+)
+def test_classes_that_may_be_one_are_pointed_out(tmp_path, other):
     for name in ("cat", other, "dog"):
         fill(tmp_path / name)
     if len([*tmp_path.iterdir()]) < 3:
         pytest.skip("this file system takes them for one")
     assert len(load_images(tmp_path).classes) == 3
-    assert "classes differ in case or spaces alone" in load_images(tmp_path).notes[-1]
+    assert "classes that may be one, by their names" in load_images(tmp_path).notes[-1]
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\tb", "\u202eab"])
@@ -375,6 +454,46 @@ def test_links_in_a_circle_do_not_hold_the_search_up(tmp_path):
         (tmp_path / name / "up").symlink_to("..")
         (tmp_path / name / "self").symlink_to(".")
     assert counted(tmp_path) == {"a": 2, "b": 2}
+
+
+def test_what_several_links_lead_to_is_read_once(tmp_path):
+    build(tmp_path, a=2, b=2, c=2)
+    for one in "abc":
+        for other in set("abc") - {one}:
+            (tmp_path / one / other).symlink_to(f"../{other}")
+    (tmp_path / "d").symlink_to("a")
+    (tmp_path / "e").symlink_to("nowhere")
+    layout = find_layout(tmp_path)
+    assert sum(map(len, layout.parts[""].values())) == 6
+    assert "d, e" in " ".join(layout.notes)
+
+
+@pytest.mark.parametrize("suffix", ["jpe", "jfif", "JPG_large", "", "dat"])
+def test_pictures_count_by_what_they_are(tmp_path, suffix):
+    for name in ("a", "a/more", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            path = tmp_path / name / (f"{number}.{suffix}" if suffix else str(number))
+            Image.new("RGB", (8, 6)).save(path, "JPEG")
+    assert counted(tmp_path) == {"a": 6, "b": 3}
+
+
+def test_pictures_elsewhere_are_counted(tmp_path):
+    build(tmp_path, bird__images__a=3, bird__images__b=3, segmentations__a=3, segmentations__b=3)
+    assert find_layout(tmp_path).folder == tmp_path / "bird/images"
+    assert "6 pictures elsewhere are not read" in find_layout(tmp_path).notes[-1]
+
+
+def test_thousands_of_classes_are_listed_in_seconds(tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 6)).save(picture)
+    for number in range(3000):
+        folder = tmp_path / "images" / f"c{number}"
+        folder.mkdir(parents=True)
+        os.link(picture, folder / "0.png")
+    started = time.perf_counter()
+    assert len(find_layout(tmp_path / "images").classes) == 3000
+    assert time.perf_counter() - started < 5
 
 
 def test_linked_folders_are_read(tmp_path):

@@ -98,6 +98,7 @@ def parse(monkeypatch):
     def add_shared(parser):
         options.add_weights(parser)
         options.add_out(parser)
+        options.add_cache(parser)
         options.add_seed(parser, 0)
         options.add_views(parser, "4")
         parser.add_argument("--epochs", type=options.positive)
@@ -141,7 +142,17 @@ def test_a_home_is_found_and_a_name_is_kept(parse, monkeypatch):
     found = parse("--out", "~/runs", "--weights", "./none")
     assert (found.out, found.weights) == ("/home/me/runs", "./none")
     assert parse("--weights", "none").weights == "none"
-    assert parse("--out", "./~x").out == "./~x"
+    assert parse("--out", ".").out == "." and parse("--cache-dir", "").cache_dir == ""
+
+
+@pytest.mark.parametrize("text", ["./~x", ".//~x", "././~/runs", "./~root/a"])
+def test_a_name_that_begins_with_a_tilde_is_no_home(text, parse, tmp_path, monkeypatch):
+    """The advice that a home that is not known is given with."""
+    monkeypatch.chdir(tmp_path)
+    found = parse("--out", text, "--weights", text, "--cache-dir", text)
+    meant = tmp_path / text
+    for place in (found.out, found.weights, found.cache_dir):
+        assert Path(place).expanduser() == meant
 
 
 @pytest.mark.parametrize("seed", ["0", "2147483647", "007"])
@@ -217,6 +228,58 @@ def test_help_that_is_cut_short_is_quiet():
     os.close(writing)
     code, err = ends(process)
     assert code in (0, 141) and err == ""
+
+
+WRITES = """
+import subprocess
+from transferlab.errors import UserError
+def run(options):
+    with open(options.cache_dir, "w") as file:
+        print("printed")
+        print("told", file=sys.stderr)
+        sys.stdin.read()
+        subprocess.run(["sh", "-c", "echo of a child; echo of a child >&2"], check=True)
+        file.write("kept")
+    if {fails}:
+        raise UserError("wrong")
+    return 1
+cache.run = run
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_that_is_closed_from_the_start_is_another_files_number_never(
+    closed, fails, tmp_path
+):
+    program = f"{STAND_IN}\n{WRITES.format(fails=fails)}\nsys.exit(main())"
+    command = [sys.executable, "-c", program, "cache", "--cache-dir", str(tmp_path / "file")]
+    shut = " ".join(f"{number}>&-" for number in closed)
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {shut}', "sh", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == (2 if fails else 1)
+    assert (tmp_path / "file").read_text() == "kept"
+    told = "told\nof a child\n" + ("error: wrong\n" if fails else "")
+    assert sorted(ended.stdout.split("\n")) == (
+        [""] if 1 in closed else ["", "of a child", "printed"]
+    )
+    assert ended.stderr == ("" if 2 in closed else told)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "x" * 5000, "9 " * 2500])
+def test_a_long_argument_is_not_repeated_whole(text, parse, capsys):
+    for option in ("--seed", "--views", "--wrong"):
+        with pytest.raises(SystemExit, match="2"):
+            parse(option, text)
+        told = capsys.readouterr().err
+        assert len(told) < 400 and told.endswith("--help)\n")
 
 
 def test_an_ascii_terminal_shows_codes():

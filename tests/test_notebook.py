@@ -28,6 +28,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torchvision.transforms import v2
 
 from transferlab import described, notebook, plots, pretrained
+from transferlab.artifacts import sweep_stamps
 from transferlab.backbones import count_parameters, create_backbone, make_head
 from transferlab.commands.run import NOTEBOOKS, read_records, summarise
 from transferlab.data import load_images, split_images
@@ -54,6 +55,7 @@ from transferlab.notebook import (
 )
 from transferlab.pretrained import state_hash
 from transferlab.records import (
+    LARGEST,
     Epoch,
     HeadInfo,
     StudyRecord,
@@ -336,6 +338,19 @@ def test_running_a_cell_again_gives_the_same(drawn, tiny_file):
     FrozenBackbone.kept.clear()
     assert_same_run(train(freeze(drawn, str(tiny_file))), run)
     assert state_hash(frozen.lower) == frozen.hash
+
+
+def test_an_edited_transform_is_drawn_anew_though_it_prints_the_same(drawn):
+    def with_step(step):
+        steps = v2.Compose([v2.Resize((32, 32)), step])
+        return freeze(drawn, augmentation=replace(FACES, clean=steps)).features("val")
+
+    bright = with_step(v2.Lambda(lambda image: image))
+    dark = with_step(v2.Lambda(lambda image: image // 4))
+    assert not torch.equal(bright, dark)
+    often = with_step(v2.RandomApply([v2.RandomInvert(1.0)], p=1.0))
+    never = with_step(v2.RandomApply([v2.RandomInvert(1.0)], p=0.0))
+    assert not torch.equal(often, never)
 
 
 def test_a_training_that_is_interrupted_runs_again_as_if_it_had_not(drawn):
@@ -621,6 +636,38 @@ def test_a_stamp_that_another_run_saves_under_is_not_taken(run, stamps, tmp_path
     assert (tmp_path / ".20260101_000000").is_dir()
 
 
+def test_what_a_killed_run_was_saving_is_swept(run, tmp_path):
+    """Its weights take up much of a small disk."""
+    out = tmp_path / "out"
+    process = multiprocessing.get_context("fork").Process(target=save_until_killed, args=(run, out))
+    process.start()
+    process.join()
+    (held,) = out.iterdir()
+    assert process.exitcode == -signal.SIGKILL and list(held.glob("*.safetensors"))
+    sweep_stamps(out)
+    assert list(out.iterdir()) == []
+
+
+def save_until_killed(run, folder):
+    class Killing(plt.Figure):
+        def savefig(self, path, **how):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    save_run(run, folder, {"a": Killing()})
+
+
+def test_what_a_living_run_is_saving_is_left_to_it(run, tmp_path):
+    class Sweeping(plt.Figure):
+        def savefig(self, path, **how):
+            sweep_stamps(out)
+            Path(path).touch()
+
+    out = tmp_path / "out"
+    files = save_run(run, out, {"a": Sweeping()})
+    assert len(files) == 5 and visible(out) == set(files.values())
+    assert not list(out.glob(".*"))
+
+
 def test_any_name_is_a_figures(run, stamps, tmp_path):
     files = save_run(run, tmp_path, {"my_own": plots.plot_curves(run)})
     assert files["img_my_own.png"] == tmp_path / f"img/{RESNET}_my_own_20260101_000000.png"
@@ -767,6 +814,63 @@ def test_damaged_models_are_one_clear_error(saved):
     description.unlink()
     with pytest.raises(UserError, match="missing or damaged"):
         load_model(model)
+
+
+def test_descriptions_that_are_no_values_are_one_clear_error(saved):
+    model, description = saved["model_best.safetensors"], saved["model_best.json"]
+    told = json.loads(description.read_text(encoding="utf-8"))
+    deep = "[" * 100_000
+    for damage in (
+        deep,
+        '{"settings": ' + deep,
+        " " * (LARGEST + 1),
+        json.dumps(told | {"schema": None}),
+        json.dumps(told | {"best": 0}),
+        json.dumps(told | {"best": told["settings"]["epochs"] + 1}),
+        json.dumps(told | {"settings": {}}),
+        json.dumps(told | {"frozen_hash": "ab"}),
+        json.dumps(told | {"timings": [["a", 1.0]]}),
+        json.dumps(told | {"data": "name digest"}),
+        json.dumps(told | {"data": told["data"] | {"classes": "ab"}}),
+        json.dumps(told | {"seed": "9" * 5000}),
+    ):
+        description.write_text(damage)
+        with pytest.raises(UserError, match="is missing or damaged") as caught:
+            load_model(model)
+        assert len(str(caught.value)) < 600
+    description.unlink()
+    os.mkfifo(description)  # which nobody writes to
+    with pytest.raises(UserError, match="no regular file"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (2**40, 0), (0, 2**40), (8, 1), (8, 4, 1)], ids=str)
+def test_a_head_of_another_shape_is_one_clear_error(saved, shape):
+    model = saved["model_best.safetensors"]
+    state = load_file(model)
+    (key,) = [name for name in state if name.endswith(".0.weight") and name.startswith("fc.")]
+    save_file(state | {key: torch.zeros(shape)}, model)
+    with pytest.raises(UserError, match="do not belong together: the head is"):
+        load_model(model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_head_of_no_numbers_is_damaged(saved, value):
+    model = saved["model_best.safetensors"]
+    state = load_file(model)
+    state["fc.3.bias"][0] = value
+    save_file(state, model)
+    with pytest.raises(UserError, match="is damaged: it holds values that are no numbers"):
+        load_model(model)
+
+
+def test_a_best_epoch_that_is_not_in_the_table_is_one_clear_error(
+    saved, drawn_folder, weights_folder
+):
+    results = saved["result_results.csv"]
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(UserError, match="has no epoch"):
+        record_of(saved, drawn_folder, weights_folder)
 
 
 def test_a_model_and_a_description_that_do_not_belong_together(saved):

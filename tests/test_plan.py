@@ -122,7 +122,10 @@ def test_shares_are_disjoint_and_complete(bench, of):
 
 def test_a_share_is_written_as_a_fraction():
     assert parse_share("2/3") == Share(number=2, of=3) and str(parse_share("2/3")) == "2/3"
-    for text in ("0/3", "4/3", "1", "1/", "/3", "a/b", "-1/3", "1/3/5", "1.5/3", "", "²/3", " 1/3"):
+    nines = "9" * 5000
+    long = (nines, f"1/{nines}", f"{nines}/{nines}")
+    wrong = ("0/3", "4/3", "1", "1/", "/3", "a/b", "-1/3", "1/3/5", "1.5/3", "", "²/3", " 1/3")
+    for text in (*wrong, *long):
         with pytest.raises(UserError, match="is no share: write 1/3, 2/3 or 3/3 for a third"):
             parse_share(text)
 

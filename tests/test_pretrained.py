@@ -1,6 +1,7 @@
 """Where weights come from, one precedence; loaded whole or not at all; the hub's stand-in."""
 
 import copy
+import json
 import os
 import pickle
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from transferlab import pretrained
 from transferlab.backbones import build_model, create_backbone
@@ -264,6 +265,24 @@ def test_a_note_is_one_line_and_of_bounded_length(tiny_file):
     info = create_backbone("test_resnet", str(tiny_file))[1]
     assert info.source.startswith("one two xxx") and len(info.source) == 300
     assert info.label == "short"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_note_is_harmless_to_terminals_and_figures(tiny_file, inside):
+    note = {"source": "a\x1b[2J\u202eb", "label": "x\x07", "input_size": "\x1b[2J"}
+    if inside:
+        save_file(load_file(tiny_file), tiny_file, metadata=note)
+    else:
+        note["label"] = "x\udcff"
+        tiny_file.with_suffix(".json").write_text(json.dumps(note))
+    info = create_backbone("test_resnet", str(tiny_file))[1]
+    assert info.source == r"a\x1b[2J\u202eb, at \x1b[2J px"
+    assert info.label == (r"x\x07" if inside else r"x\udcff")
+
+
+def test_a_file_without_a_note_is_named_harmlessly(tiny_file):
+    info = create_backbone("test_resnet", str(tiny_file.rename(tiny_file.parent / "\x1b.pth")))[1]
+    assert info.source == r"file \x1b.pth" and info.label == r"\x1b.pth"
 
 
 def test_what_a_file_says_of_itself_comes_before_the_note_beside_it(tiny_file):

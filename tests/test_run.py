@@ -1,6 +1,7 @@
 """The commands: where data and weights come from, what errors look like at the command line."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -358,6 +359,17 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, capsys, tmp_pat
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("data", [".", "images"])
+def test_nothing_is_written_into_the_images(image_folder, tmp_path, monkeypatch, capsys, data):
+    shutil.copytree(image_folder, tmp_path / "images")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / data)
+    assert main(["run", "--data", ".", "--weights", "none"]) == 2
+    told = capsys.readouterr().err
+    assert "nothing is written into" in told and told.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

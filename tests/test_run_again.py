@@ -21,11 +21,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from transferlab import artifacts, notebook
-from transferlab.__main__ import main
+from transferlab import artifacts, finished, notebook
+from transferlab.__main__ import Listener, listening, main
 from transferlab.artifacts import write_text
 from transferlab.commands import run as run_command
-from transferlab.commands.run import NOTEBOOKS, Listener, listening, no_orphans, run_notebook
+from transferlab.commands.run import NOTEBOOKS, no_orphans, run_notebook
 from transferlab.errors import UserError
 from transferlab.finished import FINISHED_FOLDER, output_files
 from transferlab.notebook import save_run
@@ -319,6 +319,49 @@ def test_a_full_disk_is_named_and_keeps_what_is_finished(
     assert f"cannot write {tmp_path / 'out'} (No space left on device): make room" in err
     assert hidden(tmp_path / "out") == [] and main(arguments) == 0
     assert tiny_notebooks.read_text().split() == ["01", "02", "03"]
+
+
+def test_what_has_the_name_of_the_records_is_told_before_anything_is_run(
+    tiny_notebooks, arguments, tmp_path, capsys
+):
+    place = tmp_path / "out" / FINISHED_FOLDER
+    place.parent.mkdir(parents=True)
+    place.write_text("theirs")
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"cannot keep records in {place}" in err
+    assert tiny_notebooks.read_text() == "" and place.read_text() == "theirs"
+
+
+def test_a_folder_in_place_of_a_record_blocks_no_later_run(
+    tiny_notebooks, arguments, tmp_path, capsys
+):
+    assert main([*arguments, "--only", "01"]) == 0
+    (record,) = (tmp_path / "out" / FINISHED_FOLDER).iterdir()
+    record.unlink()
+    record.mkdir()
+    for only in ("01", "01", "02"):
+        assert main([*arguments, "--only", only]) == 0
+    assert f"{record} is a folder" in capsys.readouterr().out
+    assert main([*arguments, "--only", "01", "--fresh"]) == 0
+    assert tiny_notebooks.read_text().split() == ["01", "01", "01", "02", "01"]
+
+
+def test_finished_work_that_cannot_be_published_is_laid_aside(
+    tiny_notebooks, arguments, tmp_path, monkeypatch, capsys
+):
+    def refuse(path, done):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(finished, "write_journal", refuse)
+    assert main([*arguments, "--only", "01"]) == 2
+    printed = capsys.readouterr()
+    (kept,) = (tmp_path / "out" / "result").glob("unpublished_*")
+    assert f"(Read-only file system): what is left of it lies in {kept}" in STAMP.sub(
+        "", printed.out.replace("[Errno 30] ", "")
+    )
+    assert printed.err.count("\n") == 1 and len(output_files(kept)) == 6
+    assert hidden(tmp_path / "out") == []
 
 
 def test_a_folder_that_no_notebook_can_name_is_one_line(

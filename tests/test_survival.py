@@ -33,7 +33,7 @@ from transferlab.artifacts import (
     write_table,
     write_text,
 )
-from transferlab.commands.weights import place_weights
+from transferlab.commands.weights import publish_weights
 from transferlab.download import download_hymenoptera
 from transferlab.errors import UserError
 from transferlab.files import publish, scratch_folder
@@ -232,7 +232,7 @@ def weigh(root):
     for number in range(100):
         target = root / f"m{number}.safetensors"
         if not target.exists():
-            place_weights(target, {"x": torch.zeros(9000)}, "hub: a/b")
+            publish_weights(target, {"x": torch.zeros(9000)}, "hub: a/b")
             break
 
 
@@ -475,7 +475,7 @@ def test_two_downloads_at_once_both_have_the_data(tmp_path):
 
 def test_two_that_place_the_same_weights_leave_one_whole_file(tmp_path):
     def place(value, target):
-        placed = place_weights(target, {"x": torch.full((9000,), value)}, f"hub: a/{value}")
+        placed = publish_weights(target, {"x": torch.full((9000,), value)}, f"hub: a/{value}")
         assert placed or target.is_file()
 
     for trial in range(15):
@@ -558,7 +558,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
         for act in (
             lambda: write_text(place / "result" / "a.json", big),
             lambda: write_table(place / "result" / "a.csv", table),
-            lambda: place_weights(place / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
+            lambda: publish_weights(place / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
         ):
             assert "No space left" in refused(act)
             assert visible(place) == before and leftovers(place) == []
@@ -606,7 +606,7 @@ def test_files_that_may_not_grow_are_one_line_too(tmp_path):
         for act in (
             lambda: write_text(tmp_path / "result" / "a.json", big),
             lambda: write_table(tmp_path / "result" / "a.csv", pd.DataFrame({"x": [big]})),
-            lambda: place_weights(tmp_path / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
+            lambda: publish_weights(tmp_path / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
         ):
             assert "File too large" in refused(act)
             assert visible(tmp_path) == before and leftovers(tmp_path) == []
@@ -652,7 +652,7 @@ def test_a_folder_that_is_read_only_is_one_line(tmp_path):
             "out": lambda: prepare_out_dir(out),
             "stamp": lambda: reserved_stamp(out).__enter__(),
             "text": lambda: write_text(out / "result" / "a.json", TEXT),
-            "weights": lambda: place_weights(out / "a.safetensors", {"x": torch.zeros(9)}, "a"),
+            "weights": lambda: publish_weights(out / "a.safetensors", {"x": torch.zeros(9)}, "a"),
             "data": lambda: fetch(out),
             "trim": lambda: trim_store(out / "kept"),
             "merge": lambda: merge_store(Store(folder=out / "new"), out / "kept"),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transferlab.__main__ import main
 from transferlab.backbones import create_backbone
 from transferlab.commands import weights
-from transferlab.commands.weights import Filled, fill_one, fill_weights, place_weights
+from transferlab.commands.weights import Filled, fill_one, fill_weights, publish_weights
 from transferlab.errors import UserError
 from transferlab.offline import (
     LITE0_NAME,
@@ -29,6 +29,7 @@ from transferlab.pretrained import Download, note_inside, read_note
 
 LITE0 = "efficientnet_lite0"
 TINY = "test_resnet.r160_in1k"
+WAS_THERE = Filled(name=LITE0, done=True, what="was there: efficientnet_lite0.safetensors")
 
 
 def answer(monkeypatch, **download):
@@ -51,7 +52,7 @@ def test_lite0_comes_from_the_package(tmp_path):
         "efficientnet_lite0.json",
     }
     before = (tmp_path / "efficientnet_lite0.safetensors").stat().st_mtime_ns
-    assert fill_weights([LITE0], tmp_path) == [Filled(name=LITE0, done=True, what="was there")]
+    assert fill_weights([LITE0], tmp_path) == [WAS_THERE]
     assert (tmp_path / "efficientnet_lite0.safetensors").stat().st_mtime_ns == before
 
     folder = os.environ.get("TRANSFERLAB_TEST_WEIGHTS")
@@ -163,8 +164,26 @@ def test_a_damaged_download_is_refused(tmp_path, monkeypatch):
 
 def test_what_the_user_has_put_there_stays(tmp_path):
     (tmp_path / "efficientnet_lite0.safetensors").write_text("mine")
-    assert fill_weights([LITE0], tmp_path) == [Filled(name=LITE0, done=True, what="was there")]
+    assert fill_weights([LITE0], tmp_path) == [WAS_THERE]
     assert [path.name for path in tmp_path.iterdir()] == ["efficientnet_lite0.safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar", "-0676ba61.pth"])
+def test_weights_of_the_users_own_in_any_format_stay_with_their_note(suffix, tmp_path):
+    theirs = {f"{LITE0}{suffix}": "mine", f"{LITE0}.json": '{"source": "my own"}'}
+    for name, text in theirs.items():
+        (tmp_path / name).write_text(text)
+    (filled,) = fill_weights([LITE0], tmp_path)
+    assert filled == Filled(name=LITE0, done=True, what=f"was there: {LITE0}{suffix}")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == theirs
+
+
+def test_weights_that_come_meanwhile_keep_their_note(tmp_path):
+    (tmp_path / "x.pth").write_text("mine")
+    (tmp_path / "x.json").write_text("my own")
+    assert not publish_weights(tmp_path / "x.safetensors", {"w": torch.ones(2)}, "drawn")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.pth"]
+    assert (tmp_path / "x.json").read_text() == "my own"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("x")])
@@ -175,7 +194,7 @@ def test_a_write_that_fails_leaves_no_file(error, tmp_path, monkeypatch):
 
     monkeypatch.setattr(weights, "save_file", write)
     with pytest.raises(UserError, match="cannot write"):
-        place_weights(tmp_path / "x.safetensors", {"w": torch.ones(2)}, "drawn")
+        publish_weights(tmp_path / "x.safetensors", {"w": torch.ones(2)}, "drawn")
     assert not list(tmp_path.iterdir())
 
 
@@ -190,17 +209,18 @@ def test_a_note_that_another_file_has_left_goes_first(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(weights, "write_note", killed)
         with pytest.raises(KeyboardInterrupt):
-            place_weights(target, {"w": torch.ones(2)}, "drawn")
+            publish_weights(target, {"w": torch.ones(2)}, "drawn")
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
     assert read_note(target).source == "drawn"
-    assert fill_weights(["x"], tmp_path) == [Filled(name="x", done=True, what="was there")]
+    (filled,) = fill_weights(["x"], tmp_path)
+    assert filled == Filled(name="x", done=True, what="was there: x.safetensors")
     assert json.loads(target.with_suffix(".json").read_text())["source"] == "drawn"
 
 
 def test_who_comes_second_leaves_what_is_there(tmp_path):
     target = tmp_path / "x.safetensors"
-    assert place_weights(target, {"w": torch.ones(2)}, "first")
-    assert not place_weights(target, {"w": torch.zeros(2)}, "second")
+    assert publish_weights(target, {"w": torch.ones(2)}, "first")
+    assert not publish_weights(target, {"w": torch.zeros(2)}, "second")
     assert load_file(target)["w"].tolist() == [1, 1] and read_note(target).source == "first"
     assert json.loads(target.with_suffix(".json").read_text())["source"] == "first"
 

@@ -109,7 +109,7 @@ class Limits:
     figure: int  # the first figure comes within so many visible code cells
 
 
-LIMITS = Limits(cells=40, visible=200, folded=600, cell=30, width=WIDTH, figure=4)
+LIMITS = Limits(cells=40, visible=200, folded=700, cell=30, width=WIDTH, figure=4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from . import __doc__ as about
 from . import __version__, commands
@@ -23,6 +23,7 @@ from .errors import UserError, printable
 
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last: the terminal was closed; not on Windows
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has had enough
+LONGEST_MESSAGE = 600  # characters, of wrong options
 ADVICE = {  # what to do where the system refuses something
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room in your quota",
@@ -41,6 +42,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2."""
+        if len(message) > LONGEST_MESSAGE:  # it repeats an argument
+            message = f"{message[:100]} ... {message[-100:]}"
         say(f"error: {printable(message)} (see: {self.prog} --help)")
         sys.exit(2)
 
@@ -127,11 +130,70 @@ class Signals:
 # ---- what is printed -------------------------------------------------------------------------
 
 
+def open_closed_streams() -> None:
+    """Lets stdin, stdout and stderr lead nowhere where they were closed from the start, as by
+    `>&-`: else the first file that is opened gets the number of one, and what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
 def spell_out_names() -> None:
     """Lets a terminal that lacks a character show its code: printing a name never fails."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class Listener:
+    """A terminal, or what stands in its place. Where nobody listens any more, as after `| head`, or
+    the disk of a log is full, what runs goes on to its end, and the error is told then."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or io.StringIO()  # a process may have none
+        self.error: Exception | None = None
+
+    def write(self, text: str) -> int:
+        """Passes a text on, at once."""
+        if not self.error:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except (OSError, ValueError) as error:  # the latter where it was closed
+                self.error = error
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing left to flush."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a stream can tell, such as its encoding."""
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """What is printed inside reaches whoever listens; what the printing of it raises comes at the
+    end.
+
+    Raises:
+        BrokenPipeError: somebody has had enough.
+        UserError: somebody cannot take more.
+    """
+    out = Listener(sys.stdout)
+    err = Listener(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+    for name, error in (("stdout", out.error), ("stderr", err.error)):
+        if isinstance(error, BrokenPipeError):
+            raise error
+        if error:
+            raise UserError(f"cannot print to {name} ({error}); all else was done") from error
 
 
 @contextmanager
@@ -184,7 +246,7 @@ def finish_output(code: int) -> int:
     except (OSError, ValueError) as error:
         give_up(sys.stdout)
         if code != 2:  # of which nothing was said yet
-            say(f"error: cannot print: {printable(str(error))}")
+            say(f"error: cannot print to stdout: {printable(str(error))}")
         return 2
     return code
 
@@ -224,7 +286,8 @@ def run_guarded(arguments: Sequence[str], signals: Signals) -> int:
     try:
         options = make_parser(named[0] if named else "").parse_args(arguments)
         signals.leaves_at_once = False
-        return options.run(options)
+        with listening():
+            return options.run(options)
     except BrokenPipeError:
         return BROKEN_PIPE
     except (KeyboardInterrupt, Stopped):
@@ -243,6 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> exit code: its own (0, or 1 after an audit that found something serious);
     2 after an error that the user can put right, whose one line goes to stderr; 128 + its number
     after a signal."""
+    open_closed_streams()
     signals = Signals()
     with signals.heeded(to_the_end=arguments is None), short_warnings():
         spell_out_names()

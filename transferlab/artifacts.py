@@ -1,11 +1,13 @@
 """Writing to model/, result/ and img/: each file whole, none over another, under a new stamp."""
 
+import errno
 import glob
+import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,10 @@ HELD_STAMP = re.compile(r"\.\d{8}_\d{6}")
 NAMELESS_SECONDS = 60  # a stamp is held by an empty folder for an instant
 OWNER_FILE = "pid"  # in the folder that holds a stamp: the `process_mark` of who holds it
 # With these, spreadsheets begin a formula; the last four as some East Asian ones do.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+FORMULA_STARTS = "=+\\-@\t\r\n＝＋－＠"
+# Where a cell begins: for spreadsheets that separate by ";" or tabs, which do not know the quotes
+# around what stands between commas, also inside.
+FORMULA = re.compile(f'(?:^|(?<=[;\t\n])"*)(?=[{FORMULA_STARTS}])')
 
 
 # ---- the folder and the stamp ----------------------------------------------------------------
@@ -56,6 +61,22 @@ def prepare_out_dir(out_dir: str | Path) -> Path:
         raise UserError(f"cannot write to {out_dir} ({error}): {advice}") from error
     sweep_stamps(out_dir)
     return out_dir
+
+
+def refuse_inside(place: str | Path, *folders: str | Path) -> None:
+    """Makes sure that nothing will be written into folders of images, where figures would be read
+    as pictures of one more class.
+
+    Raises:
+        UserError: `place` is one of them, or lies in it.
+    """
+    inner = Path(os.path.realpath(os.path.expanduser(place)))
+    above = [one for one in (inner, *inner.parents) if os.path.exists(one)]
+    for folder in folders:
+        own = os.path.expanduser(folder)
+        if os.path.exists(own) and any(one.samefile(own) for one in above):
+            told = f"{inner} lies in the images of {folder}, which nothing is written into"
+            raise UserError(f"{told}: give --out and --cache-dir elsewhere")
 
 
 def sweep_stamps(out_dir: Path) -> None:
@@ -137,7 +158,8 @@ def hold_stamp(out_dir: Path, wanted: str = "") -> Path:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The disk's refusal, and what to do."""
-    advice = "make room there, or give another folder (--out, or out_dir in a notebook)"
+    remedy = "its folder is gone: begin again" if error.errno == errno.ENOENT else "make room there"
+    advice = f"{remedy}, or give another folder (--out, or out_dir in a notebook)"
     return UserError(f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
@@ -184,11 +206,12 @@ def is_number(text: str) -> bool:
 
 def without_formula(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula: one that begins like it, and is no number,
-    gets an apostrophe in front; a carriage return, which would end its line, is spelt out."""
+    gets an apostrophe in front, as does what begins like it inside, where some separate cells; a
+    carriage return, which would end its line, is spelt out."""
     if not isinstance(value, str):
         return value
-    starts_one = value.startswith(FORMULA_STARTS) and not is_number(value)
-    return ("'" if starts_one else "") + value.replace("\r", r"\r")
+    harmless = value if is_number(value) else FORMULA.sub(r"'\g<0>", value)
+    return harmless.replace("\r", r"\r")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -209,13 +232,18 @@ def write_table(path: Path, table: pd.DataFrame) -> Path:
     return write_new(path, write)
 
 
-def write_figure(path: Path, figure: plt.Figure) -> Path:
-    """`write_new` for a figure, as PNG.
+def write_figure(path: Path, figure: plt.Figure, *, tight: bool = False) -> Path:
+    """`write_new` for a figure, as PNG; `tight`: cut to what is drawn.
 
     Raises:
         UserError: as `write_new`.
     """
-    return write_new(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    box = "tight" if tight else None
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, dpi=120, format="png", bbox_inches=box)
+
+    return write_new(path, write)
 
 
 def seconds_text(record: StudyRecord) -> str:
@@ -228,8 +256,53 @@ def seconds_text(record: StudyRecord) -> str:
 def save_figure(figure: plt.Figure, out_dir: str | Path, name: str, *, stamp: str) -> Path:
     """Writes a figure as img/NAME_STAMP.png."""
     path = Path(out_dir) / "img" / re.sub(r"[^\w.-]", "_", f"{name}_{stamp}.png")
+    return write_figure(path, figure, tight=True)
 
-    def write(temporary: Path) -> None:
-        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
 
-    return write_new(path, write)
+# ---- all or none -----------------------------------------------------------------------------
+
+
+def is_file(path: Path, status: os.stat_result) -> bool:
+    """Whether a path names the file that has this status."""
+    try:
+        return os.path.samestat(path.lstat(), status)
+    except OSError:
+        return False
+
+
+def publish_all(drafts: Sequence[Path]) -> list[Path]:
+    """Gives files in hidden folders their names beside these, one right after the other -> the
+    names; where one cannot have its name, none has. With the last they stand, whatever comes.
+
+    Raises:
+        OSError: as `publish`.
+    """
+    targets = {draft.parent.parent / draft.name: draft.stat() for draft in drafts}
+    try:
+        for draft, target in zip(drafts, targets, strict=True):
+            publish(draft, target)
+    except BaseException:  # a signal too, which may come when a name is just given
+        published = [target for target, status in targets.items() if is_file(target, status)]
+        if len(published) < len(targets):
+            for target in published:
+                target.unlink(missing_ok=True)
+        raise
+    return list(targets)
+
+
+def write_together(out: Path, write: Callable[[Path, Path, str], Sequence[Path]]) -> list[Path]:
+    """Writes all files of a result or none -> their paths. `write(tables, figures, stamp)` writes
+    them into two hidden folders; the last is the record, which stands for the whole.
+
+    Raises:
+        UserError: one of them cannot be written.
+    """
+    try:
+        with (
+            reserved_stamp(out) as stamp,
+            scratch_folder(out / "result") as tables,
+            scratch_folder(out / "img") as figures,
+        ):
+            return publish_all(write(tables, figures, stamp))
+    except OSError as error:
+        raise cannot_write(out, error) from error

@@ -32,7 +32,7 @@ from .heldout import (
     zero_shot_classes,
 )
 from .plan import Plan, Point
-from .pretrained import WeightsInfo
+from .pretrained import WeightsInfo, state_hash
 from .store import Store
 from .study import Frozen, Study, check_backbone, freeze_backbone
 from .views import identity_of, info_of
@@ -81,6 +81,7 @@ class Original:
 
     info: WeightsInfo
     architecture: str  # timm's name without its tag
+    body: str  # hash of all but the classifier
     classifier: nn.Module
     classes: list[int] | None  # ImageNet's for those of the folder; None: it cannot be asked
 
@@ -108,14 +109,16 @@ class Candidate:
         model, info = create_backbone(self.name, self.weights)
         known = zero_shot_classes(self.study.image_set.classes)
         of_imagenet = info.measures_transfer and model.num_classes == 1000
-        original = Original(
+        classifier = model.get_classifier()
+        check_backbone(model, self.name, self.study.renderer.augmentation.size)
+        model.reset_classifier(0)
+        return Original(
             info=info,
             architecture=model.pretrained_cfg["architecture"],
-            classifier=model.get_classifier(),
+            body=state_hash(model),
+            classifier=classifier,
             classes=known if of_imagenet else None,
         )
-        check_backbone(model, self.name, self.study.renderer.augmentation.size)
-        return original
 
     @property
     def info(self) -> WeightsInfo:
@@ -248,11 +251,12 @@ def find_candidates(task: Task, models: Sequence[str]) -> dict[str, Candidate]:
         UserError: as `create_backbone` and `check_backbone`; two of them are one and the same.
     """
     candidates = {}
-    known: dict[tuple[str, str], str] = {}  # by architecture and hash of the weights
+    known: dict[tuple[str, str], str] = {}  # by architecture and hash of the body
     for name in models:
         candidate = Candidate(task=task, name=name, weights=task.weights)
         info = candidate.info
-        same = known.setdefault((candidate.original.architecture, info.sha256), name)
+        original = candidate.original
+        same = known.setdefault((original.architecture, original.body), name)
         if same != name:
             told = f"{same} and {name} are one model, with the same weights ({info.source})"
             raise UserError(f"{told}: leave one out, or give each weights of its own")

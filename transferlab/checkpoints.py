@@ -6,8 +6,9 @@ import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import WeightsError
+from .errors import WeightsError, printable, some
 from .files import require_regular
 
 LONGEST_HEADER = 16 * 2**20  # bytes of a safetensors header that are looked at for what was lost
@@ -32,6 +33,7 @@ HARMLESS = [
     (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
 ]
 AVERAGED = {"ema", "teacher"}  # words of names that averaged weights go by
+NEGATIONS = {"no", "non", "not", "wo", "without", "pre", "before", "raw"}  # just before such a word
 # Beside a backbone, in what trained it: other classifiers, projections, losses, masked input.
 BESIDE = re.compile(
     r"(aux\w*|heads?|head_dist|(dist|mlp|proj|projection|dino|ibot|cls|class|ssl)_head|classifier"
@@ -176,11 +178,10 @@ def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: one for key, one in model.state_dict().items() if not is_under(key, names)}
 
 
-def list_some(names: list[str]) -> str:
-    """How many there are, and the first few of them."""
-    dots = ", ..." if len(names) > 4 else ""
-    shown = [repr(name[:80]) for name in names[:4]]  # a damaged file's may be long
-    return f"{len(names)} ({', '.join(shown)}{dots})"
+def counted(names: Sequence[str]) -> str:
+    """How many names there are, and the first of them."""
+    shown = some(printable(name[:80]) for name in names)  # a damaged file's may be long
+    return f"{len(names)} ({shown})"
 
 
 def fit_part(model: nn.Module, part: str, tensors: Mapping[str, torch.Tensor]) -> Fit:
@@ -208,7 +209,7 @@ def fit_part(model: nn.Module, part: str, tensors: Mapping[str, torch.Tensor]) -
         part=part,
         body=body,
         head={key: one for key, one in tensors.items() if is_under(key, heads)},
-        problems=tuple(f"{what}: {list_some(keys)}" for what, keys in found.items() if keys),
+        problems=tuple(f"{what}: {counted(keys)}" for what, keys in found.items() if keys),
     )
 
 
@@ -259,14 +260,35 @@ def fits_of(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Iterator[F
         yield again if not again.problems else fit
 
 
+def hold_equal_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, as far as the narrower of their types tells."""
+    narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(narrow), other.to(narrow))
+
+
 def are_equal(one: Fit, other: Fit) -> bool:
-    """Whether two parts of a checkpoint hold the same weights."""
-    return all(torch.equal(tensor, other.body[key]) for key, tensor in one.body.items())
+    """Whether two parts of a checkpoint hold the same weights, in any precision. Only what both
+    hold counts: a part that fits may lack what is not needed to evaluate."""
+    common = one.body.keys() & other.body.keys()
+    return all(hold_equal_numbers(one.body[key], other.body[key]) for key in common)
+
+
+def is_averaged(part: str) -> bool:
+    """Whether the name of a checkpoint's part says that its weights are averaged: it may also say
+    that they are not ("non_ema")."""
+    words = re.findall(r"[a-z]+", part.lower())
+    before = {earlier for earlier, word in pairwise(["", *words]) if word in AVERAGED}
+    return bool(before) and not before & NEGATIONS
+
+
+def fullness(fit: Fit) -> int:
+    """The bytes of a part's tensors: of equal ones, the most precise and complete has the most."""
+    return sum(tensor.nbytes for tensor in fit.body.values())
 
 
 def choose_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Fit:
     """The part of a checkpoint that fits a model; averaged weights (EMA, a teacher) come first, as
-    timm takes them.
+    timm takes them, and of equal ones the fullest.
 
     Raises:
         ValueError: none fits, or several do, and nothing says which is meant.
@@ -275,13 +297,14 @@ def choose_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Fit:
     good = [fit for fit in fits if not fit.problems]
     if not good:
         raise ValueError("; ".join(fits[0].problems))
-    averaged = [fit for fit in good if AVERAGED & set(re.split(r"[^a-z]+", fit.part.lower()))]
-    chosen = averaged or good
-    others = [fit for fit in chosen[1:] if not are_equal(chosen[0], fit)]
+    averaged = [fit for fit in good if is_averaged(fit.part)]
+    candidates = averaged or good
+    chosen = max(candidates, key=fullness)
+    others = [fit for fit in candidates if fit is not chosen and not are_equal(chosen, fit)]
     if others:
-        parts = ", ".join(repr(fit.part) for fit in (chosen[0], *others))
+        parts = ", ".join(repr(fit.part) for fit in (chosen, *others))
         raise ValueError(f"several parts of it would: {parts}; save the one that is meant alone")
-    return chosen[0]
+    return chosen
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -326,8 +349,8 @@ def load_checkpoint(model: nn.Module, tensors: Mapping[str, torch.Tensor], path:
         raise WeightsError(f"weights file {path} does not fit {name}: {error}") from error
     wrong = [key for key, one in fit.body.items() if not is_finite(one)]
     if wrong:
-        counted = list_some(wrong)
-        raise WeightsError(f"weights file {path} holds tensors that are not finite: {counted}")
+        told = f"tensors that are not finite: {counted(wrong)}"
+        raise WeightsError(f"weights file {path} holds {told}")
     model.load_state_dict(fit.body, strict=False)  # all that is learnt is there
     set_classifier(model, fit.head)
     return fit.part.removesuffix(".")

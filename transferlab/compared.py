@@ -9,16 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .artifacts import (
-    cannot_write,
-    reserved_stamp,
-    write_figure,
-    write_table,
-    write_text,
-)
+from .artifacts import write_figure, write_table, write_text, write_together
 from .candidates import Task, Work, compute_points, compute_work
 from .data import Folds, ImageSet
-from .files import publish, scratch_folder
 from .heldout import (
     PAIR_COLUMNS,
     ComparisonRecord,
@@ -249,40 +242,17 @@ def write_drafts(tables: Path, figures: Path, comparison: Comparison, stamp: str
     return [*drafts, write_text(tables / f"compare_summary_{stamp}.json", text)]
 
 
-def publish_all(drafts: Sequence[Path]) -> list[Path]:
-    """Gives files in hidden folders their names beside these, one right after the other -> the
-    names; where one cannot have its name, none has.
-
-    Raises:
-        OSError: as `publish`.
-    """
-    published: list[Path] = []
-    try:
-        for draft in drafts:
-            target = draft.parent.parent / draft.name
-            published += [publish(draft, target)]
-    except BaseException:  # a signal too
-        for path in published:
-            path.unlink(missing_ok=True)
-        raise
-    return published
-
-
 def write_comparison(out: Path, comparison: Comparison) -> list[Path]:
     """Writes all files of a comparison or none -> their paths.
 
     Raises:
-        UserError: one of them cannot be written.
+        UserError: as `write_together`.
     """
-    try:
-        with (
-            reserved_stamp(out) as stamp,
-            scratch_folder(out / "result") as tables,
-            scratch_folder(out / "img") as figures,
-        ):
-            return publish_all(write_drafts(tables, figures, comparison, stamp))
-    except OSError as error:
-        raise cannot_write(out, error) from error
+
+    def write(tables: Path, figures: Path, stamp: str) -> list[Path]:
+        return write_drafts(tables, figures, comparison, stamp)
+
+    return write_together(out, write)
 
 
 def print_comparison(comparison: Comparison) -> None:

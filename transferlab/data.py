@@ -5,6 +5,7 @@ import importlib
 import re
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,22 +19,33 @@ from PIL import Image, ImageOps
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from .errors import DataError, UserError, printable
+from .errors import DataError, UserError, printable, some
 
 SPLITS = ("train", "val")
 PART = (  # of a split, as people call their folders: the group that matches is its name here
-    "(?:.*[ _-])?(?:(?P<train>train|training)|(?P<val>val|valid|validation|dev)|"
-    "(?P<test>test|testing))(?:[ _-]?(?:set|data|images|split|[0-9]+))?"
+    "(?:.*[^a-z])?(?:(?P<train>train|training|학습|훈련)|(?P<val>val|valid|validation|dev|검증)|"
+    "(?P<test>test|testing|테스트|시험|평가))(?:[^a-z].*|[ab]|set)?"
 )
-IGNORED = r"\.|__MACOSX$|thumbs\.db$|desktop\.ini$"  # what is hidden, or left by a system
-PICTURE = r".*\.(png|jpe?g|jfif|gif|bmp|tiff?|webp|avif|p[bgnp]m|jp2|tga|mpo|hei[cf]|jxl|svg|dcm)"
+# What is hidden, or left by a system.
+IGNORED = (
+    r"\.|__MACOSX$|thumbs\.db$|desktop\.ini$|\$RECYCLE\.BIN$|System Volume|lost\+found$|@eaDir$"
+)
+PICTURE = (
+    r".*\.(png|jpe?g?|jfif?|gif|bmp|dib|tiff?|webp|avif|p[bgnp]m|jp2|tga|ico|hei[cf]|jxl|svg|dcm)"
+)
+MAGIC = rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*"  # what pictures begin with
 MASKS = "(?:.*[ _-])?(?:masks?|labels?|annotations?|segmentations?|ground.?truth|gt)"
+MASK_OF = "[ _-](mask|segmentation|superpixels?|label|gt)([ _-]?[0-9]+)?$"  # ends a file's name
+# Folders that are called so are parts of one set, or its pictures and what belongs to them.
+CHUNK = "(?:.*[^a-z])?(?:images?|imgs?|parts?|batch|folds?|chunk|data|dataset)[ _-]?[0-9]*[a-z]?"
+IMAGE_NAMES = ".*images?.*|(?:.*[^a-z])?(?:imgs?|photos?|pictures?|rgb)"
+MASK_NAMES = ".*(?:mask|label|annotation|segment|ground.?truth|semantic|depth).*"
 PLACEHOLDER = "6b4966252973c581b521f804453c6a0649ea6a2ce7e3e5c7deeb7d80623de231"  # "not found"
 MAX_SIDE = 2600  # longer pictures shrink as they are read; the study's longest has 2,592 pixels
 MAX_RATIO = 100  # of the sides: a strip is widened to it, else resizing its short side fills memory
 MAX_PIXELS = 120_000_000  # as decoded: 0.4 GB
 HEIF = "pip install pillow-heif"
-REMEDIES = {".heic": HEIF, ".heif": HEIF, ".jxl": "save it as PNG", ".svg": "save it as PNG"}
+REMEDIES = {".heic": HEIF, ".heif": HEIF} | dict.fromkeys((".jxl", ".svg", ".dcm"), "save as PNG")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +66,10 @@ class Tree:
     path: Path
     name: str  # composed (NFC) and printable
     files: list[Path]  # directly inside, sorted
-    pictures: int  # how many of these are named like pictures
+    pictures: int  # how many of these are pictures
+    masks: int  # how many files are masks of one of them, X_mask.png beside X.png; not in `files`
     folders: "list[Tree]"  # those with pictures in them, at any depth
-    empty: list[str]  # the names of those without
+    empty: list[str]  # the names of those without, or read already, and of links to nowhere
 
     @property
     def total(self) -> int:
@@ -87,7 +100,7 @@ class ImageSet:
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...]  # what else is not read, taken together or assumed, a line each
     white: dict[str, int]  # what is white in files of 16 bits, as `find_white` gives it
-    digest: str  # SHA-256 (hex) of classes, paths and file bytes
+    digest: str  # SHA-256 (hex) of classes, `white`, paths and file bytes
     name: str  # the folder's, printable
     synthetic: bool  # whether the folder carries a file SYNTHETIC (drawn stand-ins)
 
@@ -136,30 +149,50 @@ class Folds:
 # ---- find ------------------------------------------------------------------------------------
 
 
-def some(names: Iterable[str]) -> str:
-    """Names for a message, at most five."""
-    listed = list(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def clean_name(name: str) -> str:
+    """A name as it is shown and compared: composed (NFC), printable."""
+    return unicodedata.normalize("NFC", printable(name))
 
 
-def read_tree(folder: Path, above: tuple[Path, ...] = ()) -> Tree:
-    """Looks through a folder; links that lead back up are not followed.
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture or, with another suffix, begins like one."""
+    if re.fullmatch(PICTURE, path.name, re.I | re.S):
+        return True
+    with suppress(OSError):  # it is named when it is read
+        if path.is_file():
+            with path.open("rb") as file:
+                return bool(re.match(MAGIC, file.read(16), re.S))
+    return False
+
+
+def read_tree(folder: Path, seen: list[Path]) -> Tree:
+    """Looks through a folder. `seen`: the folders so far, the first of all first; links to one of
+    them, or into the first, are not followed.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    above += (folder.resolve(),)
+    seen.append(folder.resolve())
     found = [path for path in sorted(folder.iterdir()) if not re.match(IGNORED, path.name, re.I)]
-    inner = [path for path in found if path.is_dir()]
-    trees = [read_tree(path, above) for path in inner if path.resolve() not in above]
-    files = [path for path in found if path not in set(inner)]
+    trees = []
+    for path in found:
+        target = path.resolve() if path.is_symlink() else None
+        if path.is_dir() and not (target and (target in seen or target.is_relative_to(seen[0]))):
+            trees.append(read_tree(path, seen))
+    files = [path for path in found if not path.is_dir()]
+    stems = {path.stem for path in files}
+    masks = {one for one in stems if re.sub(MASK_OF, "", one, flags=re.I) in stems - {one}}
+    read = {tree.path for tree in trees}
+    lost = [one for one in found if (one not in read if one.is_dir() else not one.exists())]
+    pictures = [path for path in files if is_picture(path)]
     return Tree(
         path=folder,
-        name=unicodedata.normalize("NFC", printable(folder.name)),
-        files=files,
-        pictures=sum(bool(re.fullmatch(PICTURE, path.name, re.I | re.S)) for path in files),
+        name=clean_name(folder.name),
+        files=[path for path in files if path.stem not in masks],
+        pictures=sum(path.stem not in masks for path in pictures),
+        masks=sum(path.stem in masks for path in pictures),
         folders=[tree for tree in trees if tree.total],
-        empty=[tree.name for tree in trees if not tree.total],
+        empty=[one.name for one in trees if not one.total] + [clean_name(one.name) for one in lost],
     )
 
 
@@ -202,34 +235,54 @@ def all_read(tree: Tree) -> list[Tree]:
     return [tree, *(deeper for one in read_below(tree) for deeper in all_read(one))]
 
 
+def check_classes(tree: Tree) -> None:
+    """Makes sure that the folders in a folder are classes, as far as their names tell.
+
+    Raises:
+        DataError: they are parts of one set, or its pictures and what belongs to them.
+    """
+    names = [one.name for one in tree.folders]
+    parts = [re.fullmatch(PART, name, re.I) for name in names]
+    is_split = all(parts) and len({one.lastgroup for one in parts if one}) > 1
+    if is_split or all(re.fullmatch(CHUNK, name, re.I) for name in names):
+        raise DataError(f"{tree.path}: {some(names)} are called like parts of one set, not classes")
+    beside = [name for name in names if re.fullmatch(MASK_NAMES, name, re.I)]
+    if beside and any(re.fullmatch(IMAGE_NAMES, one, re.I) for one in {*names} - {*beside}):
+        raise DataError(
+            f"{tree.path}: {some(names)} are called like pictures and masks, no classes"
+        )
+
+
 def find_classes(tree: Tree, notes: list[str]) -> dict[str, list[Path]]:
     """{class: its files}, sub-folders included, of a folder of classes; adds to `notes`.
 
     Raises:
-        DataError: it is not sure whether a folder is a class.
+        DataError: as `check_classes`; it is not sure whether a folder is a class.
     """
-    names = [one.name for one in tree.folders]
-    masks = [name for name in names if re.fullmatch(MASKS, name, re.I)]
-    if masks and any(re.fullmatch("images?|imgs?|photos?|pictures?", one, re.I) for one in names):
-        raise DataError(f"{tree.path} holds {some(names)}: pictures and masks, but no classes")
-    classes: dict[str, list[Path]] = {name: [] for name in sorted(names)}
-    deeper = aside = 0
+    check_classes(tree)
+    times = Counter(one.name for one in tree.folders)
+    classes: dict[str, list[Path]] = {name: [] for name in sorted(times)}
+    deeper = 0
+    aside = 0
     for one in tree.folders:
         inner = all_read(one)[1:]
         inside = [each.name for each in inner]
-        if not innermost(one).pictures or {*inside} & {*names} - {one.name}:
-            advice = "if it is a class, move its pictures directly into it; else move it away"
-            raise DataError(f"{one.path} holds the folders {some(inside)}: {advice}")
+        known = [each for each in inside if each in times or re.fullmatch(PART, each, re.I)]
+        if not innermost(one).pictures or {*known} - {one.name}:
+            advice = "if it is a class, move its pictures directly into it; if not, move it away"
+            raise DataError(f"{one.path} holds the folders {some(inside)}: {advice}, or name it")
         classes[one.name] += [path for each in (one, *inner) for path in each.files]
         deeper += sum(each.pictures for each in inner)
-        aside += one.total - sum(each.pictures for each in (one, *inner))
-    twice = [name for name in classes if names.count(name) > 1]
+        aside += one.total - sum(each.pictures - each.masks for each in (one, *inner))
+    twice = [name for name, count in times.items() if count > 1]
+    masks = [name for name in classes if re.fullmatch(MASKS, name, re.I)]
     told = {
         "pictures in sub-folders of classes are read too": deeper,
-        "pictures in folders of masks or labels are not read": aside,
+        "masks or labels of pictures are not read": aside,
         "pictures beside the classes are not read": tree.pictures,
-        f"folders without pictures are not read: {some(tree.empty)}": len(tree.empty),
+        f"without pictures, or read already, are not read: {some(tree.empty)}": len(tree.empty),
         f"names are those of two folders, read as one class: {some(twice)}": len(twice),
+        f"classes are called like masks: {some(masks)}": len(masks) * (len(masks) < len(classes)),
     }
     notes += [f"{tree.name}: {count} {what}" for what, count in told.items() if count]
     return classes
@@ -244,20 +297,25 @@ def find_parts(tree: Tree, notes: list[str]) -> dict[str, dict[str, list[Path]]]
     named = split_parts(tree)
     if not named:
         return {"": find_classes(tree, notes)}
-    parts = {}
+    parts: dict[str, dict[str, list[Path]]] = {}
     for part in sorted(named.keys() - {""}, key=("train", "val", "test").index):
-        place = innermost(named[part][0])
+        known = parts.get("train", {})
+        place = named[part][0]
+        while not place.pictures and len(place.folders) == 1 and place.folders[0].name not in known:
+            place = place.folders[0]
         names = some(one.name for one in named[part])
+        is_flat = len(place.folders) < (1 if known else 2)
+        if is_flat and part != "test":
+            advice = "sort them into CLASS/* (no table of labels is read), or rename a class"
+            seen = some(one.name for one in tree.folders)
+            told = f"of {seen}, {names} holds pictures, not several classes"
+            raise DataError(f"{tree.path}: {told}: {advice}")
         if len(named[part]) > 1:
             raise DataError(f"{tree.path} holds {names}, each for {part}: keep one of them")
-        if len(place.folders) > 1:
-            parts[part] = find_classes(place, notes)
-        elif part == "test":
+        if is_flat:
             notes.append(f"{names}: {place.total} pictures without classes are not read")
         else:
-            seen = some(one.name for one in tree.folders)
-            advice = "sort them into CLASS/* (no table of labels is read), or rename a class"
-            raise DataError(f"{tree.path}: {seen} hold pictures, not several classes: {advice}")
+            parts[part] = find_classes(place, notes)
     others = [one.name for one in named.get("", [])] + tree.empty
     others += [f"{tree.pictures} pictures"] if tree.pictures else []
     notes += [f"{tree.name}: beside its parts, not read: {some(others)}"] if others else []
@@ -275,7 +333,7 @@ def find_layout(root: str | Path, name: str = "") -> Layout:
         DataError: there is none, or several; or it is not sure what the folders are.
     """
     try:
-        tree = read_tree(Path(root).expanduser())
+        tree = everything = read_tree(Path(root).expanduser(), [])
     except (OSError, RuntimeError, ValueError) as error:  # the latter of "~nobody" and NUL bytes
         raise DataError(f"{root} cannot be read as a folder: {error}") from error
     level = [tree]
@@ -283,7 +341,7 @@ def find_layout(root: str | Path, name: str = "") -> Layout:
     for _ in range(3):
         found.append([one for one in level if split_parts(one) or has_classes(one)])
         inner = [each for one in level for each in one.folders]
-        level = [one for one in inner if not one.name.endswith("_extra")]
+        level = [one for one in inner if not re.fullmatch(f".*_extra|{MASKS}", one.name, re.I)]
     named = [[one for one in trees if one.path.name == name] for trees in found]
     nearest = next((trees for trees in named + found if trees), [])
     if len(nearest) != 1:
@@ -298,9 +356,13 @@ def find_layout(root: str | Path, name: str = "") -> Layout:
         odd = listed.keys() - classes if part == "test" else listed.keys() ^ classes
         if odd:
             raise DataError(f"{tree.path}: not in both train and {part}: {some(sorted(odd))}")
-    plain = [" ".join(one.casefold().split()) for one in classes]
-    alike = [repr(one) for one, other in zip(classes, plain) if plain.count(other) > 1]
-    notes += [f"classes differ in case or spaces alone: {some(alike)}"] if alike else []
+    if everything.total > tree.total:
+        notes.append(f"{root}: {everything.total - tree.total} pictures elsewhere are not read")
+    copied = r"( - copy| - 복사본|[ _]copy)?( ?\([0-9]+\))?$"
+    plain = [re.sub(copied, "", " ".join(one.casefold().split())) for one in classes]
+    times = Counter(plain)
+    alike = [repr(one) for one, other in zip(classes, plain) if times[other] > 1]
+    notes += [f"classes that may be one, by their names: {some(alike)}"] if alike else []
     return Layout(folder=tree.path, classes=tuple(classes), parts=parts, notes=tuple(notes))
 
 
@@ -313,46 +375,65 @@ def white_of(highest: int) -> int:
 
 
 def has_band(image: Image.Image) -> bool:
-    """Whether the last channel of a picture is a band of its own, such as near infrared, and no
-    transparency, which is mostly 0 or 255. Only TIFF files have such."""
-    if image.format != "TIFF" or image.mode not in ("RGBX", "RGBA", "RGBa", "LA"):
+    """Whether the last channel of a picture is no transparency: in a TIFF file a band of its own,
+    such as near infrared, which is seldom 0 or 255; in a TGA file left empty."""
+    if image.mode not in ("RGBX", "RGBA", "RGBa", "LA") or image.format not in ("TIFF", "TGA"):
         return False
-    return bool(np.isin(np.asarray(image)[..., -1], (0, 255)).mean() < 0.5)
+    last = np.asarray(image)[::8, ::8, -1]
+    return not last.any() if image.format == "TGA" else np.isin(last, (0, 255)).mean() < 0.5
 
 
 def find_white(paths: Iterable[Path]) -> tuple[dict[str, int], list[str]]:
     """What is white in a folder's files of 16 bits, which do not say how many of them they use, and
-    notes on that and on bands beyond three.
+    notes on these, and on what else is not read of a file.
 
-    -> {"PPM": value, "other": value}: PPM files say it, and Pillow scales them by that.
+    -> {"PPM": value, "other": value}: PPM files say it, and Pillow scales them by that. A
+    thousandth of the pixels may be brighter than white.
     """
-    highest: dict[str, int] = {}
-    bands = 0
-    for path in paths:
-        if path.suffix.lower() in (".jpg", ".jpeg") or not path.is_file():
-            continue
+    Image.MAX_IMAGE_PIXELS = None
+    low: dict[str, int] = {}
+    high: dict[str, int] = {}
+    told: Counter[str] = Counter()
+    for path in (path for path in paths if path.is_file()):
         with suppress(Exception), Image.open(path) as image:  # `read_image` says what is wrong
+            is_tiff = image.format == "TIFF"
+            is_deep = image.mode[0] != "I" and re.search(";16|65535", str(image.tile))
+            told["have 16-bit colours, of which the upper 8 bits are read"] += bool(is_deep)
+            told["have several pages, the first is read"] += (
+                is_tiff and getattr(image, "n_frames", 1) > 1
+            )
             if image.width * image.height > MAX_PIXELS:
                 continue
-            bands += has_band(image)
-            top = int(np.asarray(image).max()) if image.mode[0] == "I" else -1
-            if 0 <= top < 65536:
+            told["have a fourth band, not read"] += is_tiff and has_band(image)
+            if image.mode[0] == "I":
+                step = max(1, max(image.size) // MAX_SIDE)
+                pixels = np.asarray(image)[::step, ::step]
+                dark, bright = np.percentile(pixels, (0.1, 99.9), method="nearest")
                 kind = "PPM" if image.format == "PPM" else "other"
-                highest[kind] = max(highest.get(kind, 0), top)
-    white = {kind: white_of(value) for kind, value in highest.items()}
-    depths = [f"16-bit files: {highest[kind]} at most, so {white[kind]} is white" for kind in white]
-    return white, depths + [f"{bands} files have a fourth band, not read"] * bool(bands)
+                if dark >= 0 and bright < 65536:
+                    low[kind] = min(low.get(kind, 65535), int(dark))
+                    high[kind] = max(high.get(kind, 0), int(bright))
+    white = {kind: white_of(value) for kind, value in high.items()}
+    notes = [f"{count} files {what}" for what, count in told.items() if count]
+    for kind, top in white.items():
+        levels = 256 * (high[kind] - low[kind]) // (top + 1)
+        few = f", which leaves {levels} of 256 levels" if levels < 64 else ""
+        notes.append(f"16-bit files: {low[kind]} to {high[kind]}, so {top} is white{few}")
+    return white, notes
 
 
 def to_rgb(image: Image.Image, white: Mapping[str, int]) -> Image.Image:
     """A Pillow image of any mode as 8-bit RGB: 16 bits scaled, transparency on white."""
     if image.mode[0] in "IF":
-        pixels = np.asarray(image)
+        step = max(1, max(image.size) // (2 * MAX_SIDE))  # memory for what will be shrunk
+        pixels = np.asarray(image)[::step, ::step]
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("32-bit pixels, whose range is unknown: save as 8 or 16 bit")
+            raise ValueError("pixels whose range is unknown: save as 8 or 16 bit without sign")
         kind = "PPM" if image.format == "PPM" else "other"
         scale = np.float32(white.get(kind, white_of(pixels.max())) / 255)
         image = Image.fromarray((pixels / scale).round().clip(max=255).astype(np.uint8))
+    elif image.mode in ("RGB", "RGBA", "CMYK"):
+        image.thumbnail((MAX_SIDE, MAX_SIDE))  # before it is copied
     is_clear = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if is_clear and not has_band(image):
         image = image.convert("RGBA")
@@ -373,15 +454,16 @@ def read_image(path: Path, white: Mapping[str, int] | None = None) -> tuple[Tens
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             raise ValueError("no regular file")
-        digest = hashlib.sha256(path.read_bytes())
-        if digest.hexdigest() == PLACEHOLDER or re.match("image.?not.?found$", path.stem, re.I):
-            raise ValueError('placeholder ("image not found"), not a picture of the class')
         if remedy == HEIF and find_spec("pillow_heif"):
             importlib.import_module("pillow_heif.HeifImagePlugin")  # which Pillow then reads with
         with Image.open(path) as opened:
             opened.draft("RGB", (MAX_SIDE, MAX_SIDE))
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels: make it smaller")
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            if digest.hexdigest() == PLACEHOLDER or re.match("image.?not.?found$", path.stem, re.I):
+                raise ValueError('placeholder ("image not found"), not a picture of the class')
             ImageOps.exif_transpose(opened, in_place=True)
             image = to_rgb(opened, white or {})
     except Exception as error:  # Pillow's decoders raise many kinds; each becomes a listed reason
@@ -412,16 +494,22 @@ def load_images(
     """
     layout = find_layout(folder)
     chosen = {part: listed for part, listed in layout.parts.items() if (part or "train") in parts}
-    groups = [(part, name, files) for part in chosen for name, files in chosen[part].items()]
+    if not chosen:
+        raise DataError(f"{layout.folder} has no part {some(parts)}")
     learned = [listed for part, listed in layout.parts.items() if part != "test"]
-    white, depth_notes = find_white(path for one in learned for path in sum(one.values(), []))
+    white, notes = find_white(path for one in learned for files in one.values() for path in files)
+    notes = [*layout.notes, *notes]
+    if "test" in layout.parts.keys() - chosen:
+        count = sum(map(len, layout.parts["test"].values()))
+        notes.append(f"test: {count} files are kept apart")
     images: list[Any] = []
-    found: list[tuple[str, Path, int, str]] = []
     rejected: list[Rejected] = []
-    digest = hashlib.sha256("\0".join(layout.classes).encode())
+    found: list[tuple[str, Path, int, str]] = []
+    digest = hashlib.sha256("\0".join([*layout.classes, *map(str, white.items())]).encode())
+    groups = [(part, name, files) for part in chosen for name, files in chosen[part].items()]
     for part, name, files in groups:
         before = len(found)
-        failed = len(rejected)
+        label = layout.classes.index(name)
         for path in files:
             shown = printable(path.relative_to(layout.folder).as_posix())
             try:
@@ -430,24 +518,25 @@ def load_images(
                 rejected.append(Rejected(path=shown, reason=str(error)))
                 continue
             images.append(keep(path, image, file_digest) if keep else image)
-            found.append((shown, path, layout.classes.index(name), part or "train"))
+            found.append((shown, path, label, part or "train"))
             digest.update(f"\0{shown}\0".encode() + file_digest)
         if len(found) == before:
-            why = some(map(str, rejected[failed:][:1]))
-            raise DataError(f"{layout.folder / part / name}: no image can be read: {why}; add some")
-    if not found:
-        raise DataError(f"{layout.folder} has no part {some(parts)}")
-    paths, places, labels, split = zip(*found)
-    notes = [*layout.notes, *depth_notes]
-    if "test" in layout.parts.keys() - chosen:
-        count = sum(map(len, layout.parts["test"].values()))
-        notes.append(f"test: {count} files are kept apart")
-    told: dict[str, Any] = {"classes": layout.classes, "rejected": tuple(rejected), "white": white}
-    told |= {"paths": paths, "files": places, "notes": tuple(notes), "digest": digest.hexdigest()}
-    told |= {"split": None if [*chosen] == [""] else split}
-    told |= {"name": printable(layout.folder.resolve().name)}
-    told |= {"synthetic": (layout.folder / "SYNTHETIC").is_file()}
-    return ImageSet(images=images, labels=torch.tensor(labels), **told)
+            raise DataError(f"{files[0].parent}: no image can be read: {rejected[-1]}; add some")
+    shown_paths, places, labels, split = zip(*found)
+    return ImageSet(
+        images=images,
+        labels=torch.tensor(labels),
+        paths=shown_paths,
+        files=places,
+        classes=layout.classes,
+        split=None if [*chosen] == [""] else split,
+        rejected=tuple(rejected),
+        notes=tuple(notes),
+        white=white,
+        digest=digest.hexdigest(),
+        name=printable(layout.folder.resolve().name),
+        synthetic=(layout.folder / "SYNTHETIC").is_file(),
+    )
 
 
 # ---- split -----------------------------------------------------------------------------------
@@ -484,8 +573,8 @@ def split_images(image_set: ImageSet, *, val_size: float = 0.35, seed: int) -> F
             raise DataError(f"a class needs 3 images, {some(few)}: add some, or remove the class")
         train, val = split_indices(image_set.labels, val_size=val_size, seed=seed)
         return Fold(train=train, val=val)
-    in_val = torch.tensor([part == "val" for part in image_set.split])
-    return Fold(train=torch.where(~in_val)[0], val=torch.where(in_val)[0])
+    train, val = (torch.tensor([one == part for one in image_set.split]) for part in SPLITS)
+    return Fold(train=torch.where(train)[0], val=torch.where(val)[0])
 
 
 def everything_fold(image_set: ImageSet) -> Fold:

@@ -112,9 +112,12 @@ def read_description(model: Path) -> RunDescription:
     """
     path = model.with_suffix(".json")
     try:
-        return from_plain(RunDescription, read_plain(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"is missing or damaged ({error!r})"
+        described = from_plain(RunDescription, read_plain(path))
+        if not 1 <= described.best <= described.settings["epochs"]:
+            raise ValueError(f"no epoch {described.best} was trained")
+        return described
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"is missing or damaged ({error!r:.200})"
         raise UserError(f"{path}, part of the saved model, {problem}") from error
 
 
@@ -129,15 +132,22 @@ def load_model(path: str | Path) -> SavedModel:
     state = read_weights(file)
     model = build_model(described.weights.timm_name)
     name = classifier_name(model)
-    width = state.get(f"{name}.0.weight", torch.empty(0, 0))
-    head = make_head(width.shape[1], len(described.data.classes), hidden=width.shape[0])
-    model.set_submodule(name, head)
+    together = f"{path} and the .json beside it do not belong together"
+    first = state.get(f"{name}.0.weight", torch.empty(0))
+    last = state.get(f"{name}.3.weight", torch.empty(0))
+    hidden = len(state.get(f"{name}.0.bias", torch.empty(0)).flatten())  # as many as are stored
+    wanted = [(hidden, model.head_hidden_size), (len(described.data.classes), hidden)]
+    found = [tuple(first.shape), tuple(last.shape)]
+    if found != wanted or not hidden:  # which may be too large to be made
+        raise UserError(f"{together}: the head is {found}, not {wanted}")
+    model.set_submodule(name, make_head(first.shape[1], last.shape[0], hidden=hidden))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:600]
-        together = "and the .json beside it do not belong together"
-        raise UserError(f"{path} {together}: {reason}") from error
+        raise UserError(f"{together}: {reason}") from error
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise UserError(f"{path} is damaged: it holds values that are no numbers")
     return SavedModel(model=Normalized(model, model).eval(), description=described)
 
 
@@ -174,13 +184,15 @@ def study_record(model: Path, given: Given) -> StudyRecord:
     was given.
 
     Raises:
-        UserError: as `read_description` and `described_data`.
+        UserError: as `read_description` and `described_data`; the best epoch is not in the table.
     """
     described = read_description(model)
     stamp = model.stem.partition("_best_")[2]
     results = model.parents[1] / "result" / f"{described.weights.name}_results_{stamp}.csv"
     rows = pd.read_csv(results).to_dict("records")
     epochs = [Epoch(**{str(key): value for key, value in row.items()}) for row in rows]
+    if described.best > len(epochs):
+        raise UserError(f"{results} has no epoch {described.best}, which {model.name} was kept of")
     body = timm.create_model(described.weights.timm_name, num_classes=0)
     head = load_file(model.with_name(model.name.replace("_best_", "_head_")))
     trained = sum(tensor.numel() for tensor in head.values())

@@ -1,4 +1,6 @@
-"""The errors that speak to the user."""
+"""The errors that speak to the user, and how names stand in them."""
+
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -26,3 +28,9 @@ def printable(text: str) -> str:
     """A text in one line, harmless to a terminal: control characters, escapes, line ends and halves
     of broken characters are spelt out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def some(names: Iterable[object]) -> str:
+    """Names for a message, at most five."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -132,6 +133,14 @@ def extract_large(
     return kept.view(count, *first.shape[1:])
 
 
+def are_features(kept: dict[str, torch.Tensor], count: int) -> bool:
+    """Whether what was kept are finite fp32 features of `count` images."""
+    features = kept.get("features")
+    if features is None or features.dtype != torch.float32 or features.ndim < 2:
+        return False
+    return len(features) == count and bool(features.isfinite().all())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
     """What a frozen part gives for the images of a study, every view of them computed once.
@@ -196,10 +205,16 @@ class Features:
         if not identity_of(self.renderer.augmentation):  # never kept on disk
             return compute()["features"]
         key = self._key(view, indices)
-        if not self.store.has(key):
-            return self.store.tensors(key, compute)["features"]
-        with self.clock.phase(FROM_DISK):
-            return self.store.tensors(key, compute)["features"]
+        if self.store.has(key):
+            with self.clock.phase(FROM_DISK):
+                kept = self.store.read(key)
+            if kept is not None and are_features(kept, len(indices)):
+                return kept["features"]
+            if kept is not None:
+                warnings.warn(f"{self.store.path(key)} holds no features: computed again")  # noqa: B028
+        drawn = compute()
+        self.store.write(key, drawn)
+        return drawn["features"]
 
     def _key(self, view: int, indices: torch.Tensor) -> FeatureKey:
         return FeatureKey(

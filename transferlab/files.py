@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-ABANDONED_SECONDS = 24 * 3600  # what is hidden and this old belongs to nobody any more
+ABANDONED_SECONDS = 24 * 3600  # what is hidden and as long unchanged belongs to nobody any more
+MOST_LOOKED_AT = 10_000  # of the names in a hidden folder: what holds more stays
 CLOCK_SECONDS = 60  # by which the time of a folder and that of a process may differ
 SCRATCH_NAME = re.compile(r"\.transferlab-(?P<mark>.+-\d+)-[^-]+")
 PID_NAMESPACE = Path("/proc/self/ns/pid")  # only Linux has it
@@ -59,9 +60,24 @@ def has_ended(mark: str, since: float = float("inf")) -> bool:
         return False
 
 
+def last_change(folder: Path) -> float:
+    """When a folder, or anything in it at any depth, was last changed, in seconds since 1970;
+    infinity where it holds too much to look at. What cannot be looked at does not count."""
+    newest = folder.lstat().st_mtime
+    looked_at = 0
+    for place, folders, names in os.walk(folder):
+        looked_at += len(folders) + len(names)
+        if looked_at > MOST_LOOKED_AT:
+            return float("inf")
+        for name in (*folders, *names):
+            with contextlib.suppress(OSError):  # its owner has just removed it
+                newest = max(newest, os.lstat(os.path.join(place, name)).st_mtime)
+    return newest
+
+
 def is_abandoned(folder: Path, mark: str) -> bool:
-    """Whether the owner `mark` of a hidden folder has ended; of one on another machine, whether the
-    folder is a day old. Never fails."""
+    """Whether the owner `mark` of a hidden folder has ended; of one on another machine, whether
+    nothing in the folder has changed for a day. Never fails."""
     try:
         status = folder.lstat()
     except OSError:  # another process has just finished with it
@@ -69,7 +85,9 @@ def is_abandoned(folder: Path, mark: str) -> bool:
     if not stat.S_ISDIR(status.st_mode):
         return False
     if number_of(mark) is None:
-        return time.time() - status.st_mtime > ABANDONED_SECONDS
+        with contextlib.suppress(OSError):  # gone, as above
+            return time.time() - last_change(folder) > ABANDONED_SECONDS
+        return False
     return has_ended(mark, since=status.st_mtime + CLOCK_SECONDS)
 
 
@@ -154,8 +172,9 @@ def replace_reserved(temporary: Path, target: Path) -> None:
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         os.replace(temporary, target)
-    except BaseException:
-        target.unlink()
+    except BaseException:  # a signal may come just after the rename, which then stands
+        if temporary.exists():
+            target.unlink(missing_ok=True)
         raise
 
 

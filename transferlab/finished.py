@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .artifacts import reserved_stamp
 from .data import Layout
+from .errors import UserError, printable
 from .files import (
     flush_file,
     is_abandoned,
@@ -29,7 +30,7 @@ from .files import (
     require_regular,
     scratch_folder,
 )
-from .records import from_plain
+from .records import from_plain, read_json
 
 FINISHED_FOLDER = "result/run_finished"  # of an out folder
 PENDING_NAME = re.compile(r"\.pending-(?P<mark>.+-\d+)-[^-]+")
@@ -118,8 +119,7 @@ def read_journal(path: Path) -> Finished:
         ValueError: it is damaged, or none of these; the message says so.
     """
     try:
-        require_regular(path)
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path)
         finished = from_plain(Finished, plain["finished"])
         intact = plain["sha256"] == hash_plain(asdict(finished))
     except FileNotFoundError:
@@ -127,7 +127,9 @@ def read_journal(path: Path) -> Finished:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no record that can be read ({error!r:.100})") from error
     places = [PurePosixPath(one.path) for one in finished.files]
-    if not intact or any(place.is_absolute() or ".." in place.parts for place in places):
+    is_named = re.fullmatch(r"[\w.-]{1,100}", finished.notebook)
+    is_outside = any(place.is_absolute() or ".." in place.parts for place in places)
+    if not intact or not is_named or is_outside:
         raise ValueError(f"{path.name} is damaged")
     return finished
 
@@ -159,7 +161,46 @@ def forget(out: Path, notebook: str, depends_on: dict[str, Any]) -> None:
     Raises:
         OSError: as the disk says.
     """
-    record_path(out, notebook, depends_on).unlink(missing_ok=True)
+    record = record_path(out, notebook, depends_on)
+    if not record.is_dir():  # which is no record
+        record.unlink(missing_ok=True)
+
+
+def prepare_records(out: Path) -> None:
+    """Makes the folder of records in `out`, and makes sure that what is finished can be moved
+    there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    records = out / FINISHED_FOLDER
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(out / "result") as scratch:
+            probe = scratch / "probe"
+            probe.mkdir()
+            moved = pending_folder(out)
+            os.rename(probe, moved)
+            moved.rmdir()
+    except OSError as error:
+        advice = "move away what has that name, allow it there, or give another --out"
+        reason = error.strerror or error
+        raise UserError(f"cannot keep records in {records} ({reason}): {advice}") from error
+
+
+def remember(journal: Path, record: Path) -> None:
+    """Gives a journal the name of its record; says so where a folder has that name.
+
+    Raises:
+        OSError: as the disk says.
+    """
+    try:
+        replace_whole(journal, record)
+    except OSError:
+        if not record.is_dir():
+            raise
+        what = "is a folder: what was finished is published, but will be run again; move it away"
+        print(printable(f"{record} {what}"), flush=True)
 
 
 def is_intact(path: Path, described: OutputFile) -> bool:
@@ -179,24 +220,55 @@ def output_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
 
 
-def rename_stamp(folder: Path, old: str, new: str) -> None:
-    """Gives the files of one stamp another one: in their names, and where a text names it."""
+def stamped_name(name: str, new_of: Mapping[str, str], first: str) -> str:
+    """A file's name with other stamps; with the `first` where it has none."""
+    if not STAMPED.search(name):
+        return f"{Path(name).stem}_{first}{Path(name).suffix}"
+    return STAMPED.sub(lambda found: f"_{new_of[found[1]]}.", name)
+
+
+def change_texts(folder: Path, new_of: Mapping[str, str]) -> None:
+    """Has the texts in a folder name other stamps, all at once."""
+    changed = {old.encode(): new.encode() for old, new in new_of.items() if old != new}
+    if not changed:
+        return
+    pattern = re.compile(b"|".join(changed))
     for place in output_files(folder):
-        path = folder / place
-        if path.suffix in (".json", ".ipynb"):
-            text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace(old, new), encoding="utf-8")
-        path.rename(path.with_name(path.name.replace(f"_{old}.", f"_{new}.")))
+        if place.suffix in (".json", ".ipynb"):
+            path = folder / place
+            path.write_bytes(pattern.sub(lambda found: changed[found[0]], path.read_bytes()))
+
+
+def rename_all(folder: Path, wanted: Mapping[Path, Path]) -> None:
+    """Renames files of a folder, none over another: all go aside first, since the new name of one
+    may be the old name of another.
+
+    Raises:
+        UserError: two would get one name, or it is taken; nothing is renamed.
+    """
+    given: dict[Path, Path] = {}
+    for old, new in wanted.items():
+        if new in given or (new not in wanted and os.path.lexists(folder / new)):
+            other = given.get(new, new)
+            raise UserError(f"{old} and {other} would both be called {new}: have one called else")
+        given[new] = old
+    aside = {old: old.with_name(f".{number}~") for number, old in enumerate(wanted)}
+    for old, hidden in aside.items():
+        (folder / old).rename(folder / hidden)
+    for old, hidden in aside.items():
+        (folder / hidden).rename(folder / wanted[old])
 
 
 def tell_place(notebook: Path, place: Path) -> None:
-    """Has an executed copy say where it lies, in place of where it was executed."""
-    plain = json.loads(notebook.read_text(encoding="utf-8"))
-    told = plain.get("metadata", {}).get("papermill", {})
-    if "output_path" in told:
-        told["output_path"] = str(place)
-        text = json.dumps(plain, indent=1, ensure_ascii=False)
-        notebook.write_text(text + "\n", encoding="utf-8")
+    """Has an executed copy say where it lies, in place of where it was executed; any other file
+    stays as it is."""
+    try:
+        plain = read_json(notebook)
+        plain["metadata"]["papermill"] |= {"output_path": str(place)}
+    except (ValueError, KeyError, TypeError):
+        return
+    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    notebook.write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -208,24 +280,20 @@ def held_stamps(own: Path, out: Path) -> Iterator[str]:
     such as the executed copy, gets the first.
 
     Raises:
-        UserError: `out` cannot be written.
+        UserError: `out` cannot be written; as `rename_all`.
     """
-    matched = [STAMPED.search(place.name) for place in output_files(own)]
-    stamps = sorted({one[1] for one in matched if one})
+    places = output_files(own)
+    stamps = sorted({stamp for place in places for stamp in STAMPED.findall(place.name)})
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(reserved_stamp(out, wanted)) for wanted in stamps or [""]]
-        held.sort()
-        # Each is later than the one it replaces, if any: from the last one on none meets another.
-        for old, new in reversed(list(zip(stamps, held, strict=False))):
-            if old != new:
-                rename_stamp(own, old, new)
-        for place in output_files(own):
-            if not STAMPED.search(place.name):
-                path = own / place
-                renamed = path.with_name(f"{path.stem}_{held[0]}{path.suffix}")
-                path.rename(renamed)
-                if renamed.suffix == ".ipynb":
-                    tell_place(renamed, out / renamed.relative_to(own))
+        held.sort()  # in their order, so that what was written later stays the later
+        new_of = dict(zip(stamps, held, strict=False))
+        change_texts(own, new_of)
+        wanted = {one: one.with_name(stamped_name(one.name, new_of, held[0])) for one in places}
+        rename_all(own, wanted)
+        for place in places:
+            if place.suffix == ".ipynb" and not STAMPED.search(place.name):
+                tell_place(own / wanted[place], out / wanted[place])
         yield held[0]
 
 
@@ -283,7 +351,8 @@ def publish_finished(own: Path, out: Path, notebook: str, depends_on: dict[str, 
     remembers it.
 
     Raises:
-        UserError, OSError: `out` cannot be written; the next run publishes what is left.
+        UserError, OSError: `out` cannot be written, or a name is taken; the next run publishes
+            what is left.
     """
     with held_stamps(own, out) as stamp:
         finished = Finished(
@@ -297,17 +366,33 @@ def publish_finished(own: Path, out: Path, notebook: str, depends_on: dict[str, 
         pending = pending_folder(out)
         pending.parent.mkdir(parents=True, exist_ok=True)
         os.rename(own, pending)
-        publish_pending(pending, out, finished)
+        try:
+            publish_pending(pending, out, finished)
+        except UserError as error:
+            raise UserError(f"{error}: move it and run again") from error
     return finished
+
+
+def require_ours(target: Path, described: OutputFile) -> None:
+    """Makes sure that a name is free, only reserved, or has got its file already.
+
+    Raises:
+        UserError: it is taken by another file.
+    """
+    reserved = target.is_file() and target.stat().st_size == 0
+    if os.path.lexists(target) and not reserved and not is_intact(target, described):
+        raise UserError(f"{target} is another's and is not overwritten")
 
 
 def publish_pending(pending: Path, out: Path, finished: Finished) -> None:
     """Publishes what of a pending folder is not published yet, and remembers it.
 
     Raises:
-        ValueError: a name is taken by another file.
+        UserError: a name is taken by another file.
         OSError: as the disk says.
     """
+    for one in finished.files:  # before any more is published
+        require_ours(out / one.path, one)
     for one in finished.files:
         source = pending / one.path
         target = out / one.path
@@ -316,17 +401,42 @@ def publish_pending(pending: Path, out: Path, finished: Finished) -> None:
         try:
             bring(source, target)
         except FileExistsError:
-            if target.is_file() and target.stat().st_size == 0:
+            require_ours(target, one)
+            if not is_intact(target, one):
                 replace_whole(source, target)  # a name that was only reserved before a kill
-            elif not is_intact(target, one):
-                raise ValueError(f"{target} is another's") from None
     record = record_path(out, finished.notebook, finished.depends_on)
-    replace_whole(pending / JOURNAL, record)
+    remember(pending / JOURNAL, record)
     shutil.rmtree(pending, ignore_errors=True)
 
 
+def read_pending(pending: Path, out: Path) -> Finished:
+    """The journal of a pending folder, each of whose files is whole there, or published.
+
+    Raises:
+        ValueError: it is damaged, or a file is, as after a crash of the machine.
+    """
+    finished = read_journal(pending / JOURNAL)
+    for one in finished.files:
+        if not is_intact(pending / one.path, one) and not is_intact(out / one.path, one):
+            raise ValueError(f"{one.path} is damaged")
+    return finished
+
+
+def lay_aside(folder: Path, out: Path, reason: Exception) -> None:
+    """Keeps finished work that cannot be published where anyone sees it, and says why.
+
+    Raises:
+        OSError: as the disk says.
+    """
+    kept = out / "result" / f"unpublished_{secrets.token_hex(4)}"
+    os.rename(folder, kept)
+    what = "what a run had finished is not published"
+    print(printable(f"{what} ({reason}): what is left of it lies in {kept}"), flush=True)
+
+
 def finish_pending(out: Path) -> None:
-    """Publishes what killed runs had finished, but not published to the end.
+    """Publishes what killed runs had finished, but not published to the end; what is damaged, or
+    whose names are taken, is laid aside and told.
 
     Raises:
         OSError: as the disk says.
@@ -340,11 +450,10 @@ def finish_pending(out: Path) -> None:
             os.rename(pending, claimed)  # only one process can
         except FileNotFoundError:
             continue
-        try:
-            finished = read_journal(claimed / JOURNAL)
-            for one in finished.files:
-                if not is_intact(claimed / one.path, one) and not is_intact(out / one.path, one):
-                    raise ValueError(f"{one.path} is damaged")  # the disk lost it, as after a crash
-            publish_pending(claimed, out, finished)
-        except (FileNotFoundError, ValueError):  # what is not whole is run again
+        if not os.path.lexists(claimed / JOURNAL):  # it is the record: all is published
             shutil.rmtree(claimed, ignore_errors=True)
+            continue
+        try:
+            publish_pending(claimed, out, read_pending(claimed, out))
+        except (UserError, ValueError) as error:
+            lay_aside(claimed, out, error)

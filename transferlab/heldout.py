@@ -586,8 +586,8 @@ class PairTest:
     model_b: str
     test: PairedTest
     p_holm: float
-    detectable: float  # the smallest difference that would have been seen
-    images_needed: tuple[int, ...]  # to see a difference of each of POINTS
+    detectable: float | None  # the smallest difference that would have been seen
+    images_needed: tuple[int | None, ...]  # to see a difference of each of POINTS
     verdict: str  # "... better" or "indistinguishable"
 
     def row(self) -> dict[str, Any]:
@@ -637,8 +637,11 @@ def compare_pairs(
     tests = [corrected_resampled_t(accuracies[a] - accuracies[b], share) for a, b in pairs]
     compared = []
     for (a, b), test, verdict in zip(pairs, tests, verdicts(tests), strict=True):
-        detectable = detectable_difference(test.error, len(folds))
-        needed = [images_needed(len(labels), detectable, points / 100) for points in POINTS]
+        detectable = detectable_difference(test.error, len(folds)) or None  # none without spread
+        needed = [
+            images_needed(len(labels), detectable, points / 100) if detectable else None
+            for points in POINTS
+        ]
         better = a if verdict.word == "better" else b
         word = verdict.word if verdict.word == "indistinguishable" else f"{better} better"
         pair = PairTest(
@@ -662,6 +665,9 @@ def verdict_text(pair: PairTest, n: int) -> str:
     told = f"{pair.model_a} less {pair.model_b}: {points}, p = {pair.p_holm:.3f} (Holm)"
     if pair.verdict != "indistinguishable":
         return f"{told}: {pair.verdict}"
+    if pair.detectable is None:
+        reason = "their accuracies differ alike on all folds, so nothing says what could be seen"
+        return f"{told}: indistinguishable; {reason}"
     needed = [f"{d}: {images:,}" for d, images in zip(POINTS, pair.images_needed, strict=True)]
     smallest = f"a difference of {100 * pair.detectable:.1f} points"
     seen = f"{smallest} would have been seen with these {n} images"

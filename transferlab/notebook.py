@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -21,11 +22,17 @@ from .backbones import FrozenFeatures, make_head
 from .data import SPLITS, ImageSet, split_images
 from .errors import UserError, WeightsError
 from .features import extract
+from .files import process_mark
 from .machine import choose_precision
 from .metrics import accuracy_interval
 from .pretrained import fetch_from_hub, state_hash
 from .train import score, train_epoch
 from .views import Augmentation, printed, render_view
+
+# Transforms that print all their parameters: features of two that print the same are the same.
+PRINTS_ALL = (
+    r".*torchvision\..*\.(Resize|CenterCrop|ColorJitter|Random(.*Flip|.*Crop|Rotation|Affine))'>"
+)
 
 
 class NotYet(UserError):
@@ -60,7 +67,8 @@ def load_body(name: str, timm_name: str, weights: str) -> tuple[nn.Module, dict[
             path = Path(fetch_from_hub(repo, "model.safetensors"))
             told = {"kind": "hub", "label": repo, "source": f"hub: {repo}"}
         elif weights != "none":
-            path = max(path.glob(f"{name}.[bps]*"), default=path)  # safetensors, pth, pt, bin
+            named = [path / f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".pt", ".bin")]
+            path = next(filter(Path.is_file, named), path)
             note = path.with_suffix(".json")
             told = {"kind": "file", "label": path.resolve(strict=True).name, "source": path.name}
             told |= json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
@@ -114,9 +122,9 @@ class FrozenBackbone:
     def features(self, part: str, view: int = 0, *, seconds: bool = False) -> Tensor:
         """Features [n, D] of the "train" or "val" images in a view, or the seconds they took."""
         transform = self.augmentation.train if view else self.augmentation.clean
-        parts = getattr(transform, "transforms", [transform])
-        own = [one for one in parts if not type(one).__module__.startswith("torchvision")]
-        told = transform if own or "Lambda" in repr(parts) else repr(transform)  # prints all of it?
+        steps = getattr(transform, "transforms", [transform])
+        prints_all = all(re.fullmatch(PRINTS_ALL, f"{type(one)}") for one in steps)
+        told = repr(transform) if prints_all else transform
         of_what = (self.hash, self.weights["timm_name"], self.image_set.digest)
         key = (*of_what, told, self.seed, part, view)
         if key not in self.kept:
@@ -232,8 +240,8 @@ def save_run(run: Run, out_dir: str | Path, figures: dict[str, plt.Figure]) -> d
     """Writes model, head, epochs and figures of a training under a new stamp -> {name: path}.
 
     The hidden folder .STAMP holds the stamp: only one can make it, and the commands keep to that
-    too. All are written in there and then renamed, the description before its model, so that each
-    appears whole and none over another.
+    too; what a killed process leaves in it, they remove. All are written in there and then renamed,
+    the description before its model, so that each appears whole and none over another.
 
     Raises:
         UserError: `out_dir` cannot be written.
@@ -248,6 +256,7 @@ def save_run(run: Run, out_dir: str | Path, figures: dict[str, plt.Figure]) -> d
         try:
             folder.mkdir(parents=True)
             try:
+                (folder / "pid").write_text(process_mark(), encoding="utf-8")
                 if any(folder.parent.glob(f"[!.]*/*_{folder.name[1:]}.*")):
                     folder.mkdir()  # fails: as if another held it
                 (folder / "model_best.safetensors").write_bytes(save(state, {"description": text}))
@@ -257,7 +266,7 @@ def save_run(run: Run, out_dir: str | Path, figures: dict[str, plt.Figure]) -> d
                 for kind, figure in figures.items():
                     figure.savefig(folder / f"img_{kind}.png", dpi=120, bbox_inches="tight")
                     plt.close(figure)
-                for path in sorted(folder.iterdir()):
+                for path in sorted(folder.glob("*_*")):
                     name = f"{path.stem}_{folder.name[1:]}{path.suffix}"
                     target = folder.parent / name.replace("_", f"/{run.frozen.name}_", 1)
                     target.parent.mkdir(exist_ok=True)

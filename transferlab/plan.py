@@ -2,6 +2,7 @@
 can take."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -47,10 +48,11 @@ def parse_share(text: str) -> Share:
     Raises:
         UserError: it is no such thing.
     """
-    number, _, of = text.partition("/")
-    if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
-        return Share(number=int(number), of=int(of))
-    raise UserError(f"{text!r} is no share: write 1/3, 2/3 or 3/3 for a third")
+    matched = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    share = matched and Share(number=int(matched[1]), of=int(matched[2]))
+    if share and 1 <= share.number <= share.of:
+        return share
+    raise UserError(f"{text!r:.40} is no share: write 1/3, 2/3 or 3/3 for a third")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from .checkpoints import is_safetensors, read_weights
-from .errors import WeightsError
+from .errors import WeightsError, printable, some
 from .files import require_regular
 from .offline import (
     LITE0_NAME,
@@ -208,7 +208,7 @@ def stem_of(path: Path) -> str:
 
 
 def text_of(described: Mapping[str, object], key: str) -> str:
-    """A text of a note, on one line; "" where it has none.
+    """A text of a note, on one line and harmless to a terminal; "" where it has none.
 
     Raises:
         TypeError: there is something else.
@@ -216,7 +216,7 @@ def text_of(described: Mapping[str, object], key: str) -> str:
     value = described.get(key, "")
     if not isinstance(value, str):
         raise TypeError(f"its {key} is no text")
-    return " ".join(value.split())[:LONGEST_SOURCE]
+    return printable(" ".join(value.split())[:LONGEST_SOURCE])[:LONGEST_SOURCE]
 
 
 def note_inside(path: Path) -> dict[str, str]:
@@ -266,9 +266,10 @@ def read_note(path: Path) -> WeightsNote:
     """
     described = note_inside(path) or note_beside(path)
     source = text_of(described, "source")
-    label = text_of(described, "label") or (short_label(source) if source else path.name)
-    source = source or f"file {path.name}"
-    size = described.get("input_size")
+    name = printable(path.name)
+    label = text_of(described, "label") or (short_label(source) if source else name)
+    source = source or f"file {name}"
+    size = printable(str(described.get("input_size") or "")[:10])
     return WeightsNote(source=f"{source}, at {size} px" if size else source, label=label)
 
 
@@ -366,9 +367,8 @@ def describe_lack(name: str, place: str | Path) -> str:
     others = files_in(Path(check_weights_place(str(place))))
     if not others:
         return ""
-    more = ", ..." if len(others) > 4 else ""
-    listed = ", ".join(repr(one)[1:-1] for one in others[:4])
-    return f"; {place} holds {listed}{more}, but no {name}.safetensors, .pth, .pt or .bin"
+    listed = some(printable(one) for one in others)
+    return f"; {place} holds {listed}, but no {name}.safetensors, .pth, .pt or .bin"
 
 
 # ---- the precedence --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .data import Fold, ImageSet, Rejected
+from .files import require_regular
 from .machine import Machine
 from .metrics import Interval
 from .pretrained import WeightsInfo
@@ -16,6 +17,7 @@ from .train import Epoch, Settings
 from .views import Augmentation, AugmentationInfo, info_of
 
 SCHEMA = 2  # raised whenever a field changes its name or meaning
+LARGEST = 50 * 2**20  # bytes of a record's file
 
 R = TypeVar("R")
 
@@ -155,17 +157,24 @@ def from_plain(kind: type[R], value: Any) -> R:
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """A plain value as the annotated type: a dataclass, a tuple, a mapping, an optional one."""
+    """A plain value as the annotated type: a dataclass, a tuple, a mapping, an optional one.
+
+    Raises:
+        KeyError, TypeError, ValueError: as `from_plain`.
+    """
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         inner = next(one for one in arguments if one is not type(None))
         return None if value is None else convert(inner, value)
     if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r:.100} is no list")
         return tuple(convert(arguments[0], one) for one in value)
     if origin is dict:
-        return {key: convert(arguments[1], one) for key, one in dict(value).items()}
+        return {key: convert(arguments[1], one) for key, one in checked(dict, value).items()}
     if isinstance(kind, type) and is_dataclass(kind):
+        checked(dict, value)
         known = {one.name: one.type for one in fields(kind)}
         given = {name: convert(known[name], value[name]) for name in known if name in value}
         return kind(**given)
@@ -173,7 +182,8 @@ def convert(kind: Any, value: Any) -> Any:
 
 
 def checked(kind: type, value: Any) -> Any:
-    """A number, a text or a truth value of that type; a whole number counts as a float too.
+    """A number, a text, a truth value or a mapping of that type; a whole number counts as a float
+    too.
 
     Raises:
         TypeError: it is of another type.
@@ -181,20 +191,39 @@ def checked(kind: type, value: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise TypeError(f"{value!r:.100} is no {kind.__name__}")
     return value
+
+
+def read_json(path: str | Path) -> Any:
+    """The plain values of a file of JSON.
+
+    Raises:
+        OSError, ValueError: it is missing, damaged, no regular file, or larger than any record.
+    """
+    path = Path(path)
+    require_regular(path)
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise ValueError(f"{size / 2**20:.0f} MB are too many for a record")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, MemoryError) as error:
+        raise ValueError("it is nested too deeply to be read") from error
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:
     """The plain values of a record's file.
 
     Raises:
-        OSError, ValueError: it is missing or damaged, or a later release has written it.
+        OSError, ValueError: as `read_json`; a later release has written it.
     """
-    plain = json.loads(Path(path).read_text(encoding="utf-8"))
+    plain = read_json(path)
     if not isinstance(plain, dict):
         raise ValueError("it is no record")
     schema = plain.get("schema", 0)
+    if type(schema) is not int:
+        raise ValueError(f"{schema!r:.40} is no schema")
     if schema > SCHEMA:
         raise ValueError(f"its schema is {schema}, and this release reads up to {SCHEMA}")
     return plain

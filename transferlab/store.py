@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import UserError
+from .errors import UserError, printable
 from .files import replace_whole, require_regular, scratch_folder, sweep_scratch
 from .pretrained import tensor_hash
 
@@ -322,7 +322,7 @@ def trim_to_bound(store: Store) -> None:
     try:
         trim_store(store.folder, keep_bytes=cache_bound())
     except UserError as error:
-        print(f"warning: {error}")
+        print(printable(f"warning: {error}"))
 
 
 def damage(path: Path) -> str:

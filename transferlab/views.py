@@ -20,7 +20,8 @@ BLOCK = 32  # images that are rendered at once
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How views are drawn. Its identity is what it states: name, version and size.
+    """How views are drawn. Its identity is what it states, name, version and size, and its
+    parameters (`identity_of`).
 
     The author of an augmentation states a new version whenever its code draws something else (other
     parameters are noticed). One without a name has no identity: nothing that was computed with it
@@ -63,8 +64,8 @@ def content_of(value: Any) -> str:
     name = f"{named.__module__}.{named.__qualname__}"
     if named is value:
         return name
-    parts = {key: inner for key, inner in sorted(vars(value).items()) if inner not in ({}, set())}
-    return f"{name} {content_of(parts)}"
+    own = vars(value).keys() - (vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules"})
+    return f"{name} {content_of({key: vars(value)[key] for key in sorted(own)})}"
 
 
 def identity_of(augmentation: Augmentation) -> str:

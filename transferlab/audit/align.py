@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .copies import to_pillow
+
 SIDE = 64  # pictures are compared at this size, whatever their shape
 STEPS = {16: 6, 32: 4, SIDE: 2}  # side -> Gauss-Newton steps, from coarse to fine
 FARTHEST = 0.25  # of each of the motion's numbers, in halves of the picture's side
@@ -26,8 +28,7 @@ class Alignment:
 
 def shrink(image: Tensor) -> Tensor:
     """A uint8 image [3, H, W] squeezed to uint8 [3, SIDE, SIDE]."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    small = picture.resize((SIDE, SIDE), Image.Resampling.HAMMING)
+    small = to_pillow(image).resize((SIDE, SIDE), Image.Resampling.HAMMING)
     pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
     return pixels.view(SIDE, SIDE, 3).permute(2, 0, 1)
 

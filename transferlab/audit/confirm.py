@@ -34,7 +34,7 @@ LOOK_ALIKES = 8  # of the nearest that are no copies, so many tell what is backg
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
+class WindowMatch:
     """A picture compared with B others, window by window, [B, M, M] each."""
 
     told: Tensor  # bool: there is something to compare
@@ -46,9 +46,9 @@ class Comparison:
         """Of what there is to compare, the share that is the same [B]."""
         return self.counts(self.same) / self.counts(self.told).clamp_min(1)
 
-    def joined(self, other: "Comparison") -> "Comparison":
+    def joined(self, other: "WindowMatch") -> "WindowMatch":
         """This one and another of the same picture."""
-        return Comparison(
+        return WindowMatch(
             told=torch.cat([self.told, other.told]),
             same=torch.cat([self.same, other.same]),
             residual=torch.cat([self.residual, other.residual]),
@@ -76,7 +76,7 @@ def is_coloured(colours: Tensor) -> Tensor:
     return colours.abs().flatten(1).quantile(0.95, dim=1) > COLOURED
 
 
-def compare(fixed: Tensor, moving: Tensor) -> Comparison:
+def match_windows(fixed: Tensor, moving: Tensor) -> WindowMatch:
     """Pictures float32 [B, 3, 64, 64] compared with others that are brought over them.
 
     The structure of a window is that of SSIM (Wang et al. 2004, IEEE TIP 13) on luminance. Colours
@@ -106,7 +106,7 @@ def compare(fixed: Tensor, moving: Tensor) -> Comparison:
     overlaps = window_means(found.inside[:, None])[:, 0] > 0.99
     told = (shows | ~matched) & overlaps
     left_over = (total - 2 * covariance).clamp_min(0)[:, 0]
-    return Comparison(
+    return WindowMatch(
         told=told,
         same=told & matched & (likeness[:, 0] > LIKENESS),
         residual=(left_over + off_colour**2 / 4).sqrt(),
@@ -121,7 +121,7 @@ class Background:
     mismatch: float  # the share of windows that differ in the second best of them
 
 
-def background_of(compared: Comparison, rows: Sequence[int]) -> Background:
+def background_of(compared: WindowMatch, rows: Sequence[int]) -> Background:
     """The background that a picture shares with the look-alikes in `rows` of what it was compared
     with. The best of them may be another copy, so the second best is asked."""
     shares = compared.shares
@@ -134,7 +134,7 @@ def background_of(compared: Comparison, rows: Sequence[int]) -> Background:
     return Background(residual=second, mismatch=float(mismatch))
 
 
-def is_copy(compared: Comparison, row: int, background: Background) -> bool:
+def is_copy(compared: WindowMatch, row: int, background: Background) -> bool:
     """Whether a picture and the one of `row` that it was compared with are one: most of what tells
     is the same, and that is more than what look-alikes share. Where these share nothing, half may
     be pasted over; before one background hardly anything may differ."""
@@ -166,12 +166,12 @@ class Thumbnails:
         return picture.flip(-1) if mirrored else picture
 
 
-def compare_with(thumbnails: Thumbnails, index: int, others: Mapping[int, bool]) -> Comparison:
+def compare_with(thumbnails: Thumbnails, index: int, others: Mapping[int, bool]) -> WindowMatch:
     """An image compared with others {index: whether its mirror image is nearer}."""
     fixed = stack_pictures([thumbnails.get(index)])
     moving = stack_pictures([thumbnails.get(other, flip) for other, flip in others.items()])
-    parts = [compare(fixed.expand_as(some), some) for some in moving.split(BATCH)]
-    return functools.reduce(Comparison.joined, parts)
+    parts = [match_windows(fixed.expand_as(some), some) for some in moving.split(BATCH)]
+    return functools.reduce(WindowMatch.joined, parts)
 
 
 def confirm_of_image(

@@ -22,7 +22,7 @@ HASH_BITS = HASH_SIZE**2
 # million pairs are so near. Different manga faces are at least 80 bits apart, ants and bees 90; but
 # different fruits before white from 22, hands before one background from 24.
 CANDIDATE_BITS = 90
-NEIGHBOURS = 12  # nearest images of each that are looked at: the candidates have a bound
+NEAREST = 12  # nearest images of each that are looked at: the candidates have a bound
 BLOCK = 500  # rows compared at a time: N x N distances of 20,000 images would take 3 GB
 
 
@@ -155,12 +155,12 @@ def hamming(bits: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def find_neighbours(prints: Fingerprints, exact: Sequence[Copy] = ()) -> Neighbours:
-    """The `NEIGHBOURS` nearest images of each, by the hash of either or of its mirror image.
+    """The `NEAREST` nearest images of each, by the hash of either or of its mirror image.
 
     What `find_exact_copies` has paired with an earlier image is left out.
     """
     count = len(prints.bits)
-    width = min(NEIGHBOURS, count)
+    width = min(NEAREST, count)
     known = [copy.second for copy in exact]
     index = np.setdiff1d(np.arange(count), known)
     nearest = np.full((count, width), -1)
@@ -181,7 +181,7 @@ def find_neighbours(prints: Fingerprints, exact: Sequence[Copy] = ()) -> Neighbo
     return Neighbours(index=nearest, distance=distances, mirrored=is_mirrored)
 
 
-def find_candidates(neighbours: Neighbours) -> list[Copy]:
+def find_near_pairs(neighbours: Neighbours) -> list[Copy]:
     """Pairs of neighbours whose hashes differ in at most `CANDIDATE_BITS` bits, each once."""
     near = (neighbours.index >= 0) & (neighbours.distance <= CANDIDATE_BITS)
     found: dict[tuple[int, int], Copy] = {}

@@ -158,4 +158,5 @@ def describe_leak(leak: LeakTest) -> str:
     sentence = f"{folds}: {change} on {counts}"
     if leak.shown:
         return sentence
-    return f"{sentence}; 0 lies in the interval: no leak is shown"
+    why = "accuracy does not fall" if leak.high < 0 else "0 lies in the interval"
+    return f"{sentence}; {why}: no leak is shown"

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..artifacts import save_figure, write_table, write_text
+from ..artifacts import write_figure, write_table, write_text, write_together
 from ..machine import Machine
 from ..records import RunRecord, data_info, to_json
 from .figures import plot_audit, plot_suspects
@@ -81,24 +81,39 @@ def make_record(audit: AuditResult, machine: Machine, stamp: str) -> AuditRecord
     )
 
 
-def keep_figure(out: Path, name: str, stamp: str, figure: plt.Figure) -> Path:
-    """Writes a figure as img/NAME_STAMP.png and closes it."""
-    path = save_figure(figure, out, name, stamp=stamp)
-    plt.close(figure)
-    return path
+def keep_figure(path: Path, figure: plt.Figure) -> Path:
+    """Writes a figure as PNG and closes it."""
+    try:
+        return write_figure(path, figure, tight=True)
+    finally:
+        plt.close(figure)
 
 
-def write_audit(out: Path, stamp: str, audit: AuditResult, machine: Machine) -> list[Path]:
-    """Writes findings, leak accuracies, the record, its figure and the contact sheet."""
-    result = out / "result"
-    written = [write_table(result / f"audit_findings_{stamp}.csv", finding_table(audit))]
+def write_drafts(
+    tables: Path, figures: Path, audit: AuditResult, machine: Machine, stamp: str
+) -> list[Path]:
+    """Writes findings, leak accuracies, the figure, the contact sheet and the record into two
+    hidden folders -> their paths, the record's last."""
+    drafts = [write_table(tables / f"audit_findings_{stamp}.csv", finding_table(audit))]
     if audit.leaks:
-        written.append(write_table(result / f"audit_leak_{stamp}.csv", leak_table(audit)))
-    record = make_record(audit, machine, stamp)
-    written.append(write_text(result / f"audit_summary_{stamp}.json", to_json(record)))
-    written.append(keep_figure(out, "audit", stamp, plot_audit(audit)))
+        drafts.append(write_table(tables / f"audit_leak_{stamp}.csv", leak_table(audit)))
+    drafts.append(keep_figure(figures / f"audit_{stamp}.png", plot_audit(audit)))
     check = audit.labels
     if check is not None and len(check.suspects):
         sheet = plot_suspects(audit, check)
-        written.append(keep_figure(out, "audit_labels", stamp, sheet))
-    return written
+        drafts.append(keep_figure(figures / f"audit_labels_{stamp}.png", sheet))
+    record = make_record(audit, machine, stamp)
+    return [*drafts, write_text(tables / f"audit_summary_{stamp}.json", to_json(record))]
+
+
+def write_audit(out: Path, audit: AuditResult, machine: Machine) -> list[Path]:
+    """Writes all files of an audit or none -> their paths.
+
+    Raises:
+        UserError: as `write_together`.
+    """
+
+    def write(tables: Path, figures: Path, stamp: str) -> list[Path]:
+        return write_drafts(tables, figures, audit, machine, stamp)
+
+    return write_together(out, write)

@@ -17,8 +17,8 @@ from ..train import Settings
 from ..views import Augmentation, Renderer, faces_augmentation
 from .confirm import confirm_copies
 from .copies import (
-    find_candidates,
     find_exact_copies,
+    find_near_pairs,
     find_neighbours,
     group_copies,
     take_fingerprints,
@@ -137,7 +137,7 @@ def audit_images(
     prints = take_fingerprints(image_set)
     exact = find_exact_copies(prints)
     neighbours = find_neighbours(prints, exact)
-    candidates = find_candidates(neighbours)
+    candidates = find_near_pairs(neighbours)
     near = confirm_copies(image_set.images, candidates, neighbours)
     groups = group_copies(exact + near, len(image_set.labels))
     given = image_set.labels.numpy()

@@ -5,14 +5,14 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..artifacts import prepare_out_dir, reserved_stamp
+from ..artifacts import prepare_out_dir, refuse_inside
 from ..audit.record import write_audit
 from ..audit.result import audit_images, clean_features
 from ..audit.words import describe_audit
 from ..backbones import input_size
 from ..data import find_layout
 from ..decoded import load_folder
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..machine import this_machine
 from ..pretrained import check_weights_place
 from ..store import cache_bound, open_store, trim_to_bound
@@ -46,17 +46,6 @@ def check_extras() -> None:
         raise UserError(f'audit needs {names}: pip install "transferlab[audit]"')
 
 
-def refuse_inside(folder: Path, place: Path) -> None:
-    """Makes sure that nothing will be written into the folder that is audited.
-
-    Raises:
-        UserError: `place` lies in it.
-    """
-    if place.resolve().is_relative_to(folder.resolve()):
-        advice = "into which an audit never writes: give --out and --cache-dir elsewhere"
-        raise UserError(f"{place} lies in {folder}, {advice}")
-
-
 def run(options: argparse.Namespace) -> int:
     """Audits an image folder: writes the report, then prints it -> exit code.
 
@@ -72,23 +61,21 @@ def run(options: argparse.Namespace) -> int:
     folder = find_layout(root).folder
     cache_bound()  # an unusable one is said before any time is spent
     input_size(options.model)  # so is a name that is no model's
-    refuse_inside(root, Path(options.out))
-    if options.cache_dir:
-        refuse_inside(root, Path(options.cache_dir))
+    for place in filter(None, (options.out, options.cache_dir)):
+        refuse_inside(place, root, folder)
     weights = check_weights_place(options.weights)
     out = prepare_out_dir(options.out)
     store = open_store(options.cache_dir)
     machine = this_machine()
-    image_set = load_folder(folder, parts=PARTS)
+    image_set = load_folder(root, parts=PARTS)
     features = clean_features(
         image_set, model=options.model, weights=weights, machine=machine, store=store
     )
     trim_to_bound(store)
     audit = audit_images(image_set, features, folder=folder, root=root)
-    with reserved_stamp(out) as stamp:
-        written = write_audit(out, stamp, audit, machine)
+    written = write_audit(out, audit, machine)
     print(describe_audit(audit))
     print("Written:")
     for path in written:
-        print(f"  {path}")
+        print(f"  {printable(str(path))}")
     return 1 if audit.serious else 0

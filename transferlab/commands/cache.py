@@ -61,9 +61,10 @@ def run(options: argparse.Namespace) -> int:
     folder = open_store(options.cache_dir).folder
     if folder is None:
         raise UserError("--cache-dir is empty: name the folder of kept features")
+    shown = printable(str(folder))
     if options.clear:
         trimmed = trim_store(folder)
-        print(f"{trimmed.files} files, {trimmed.size / 1e6:.1f} MB deleted from {folder}")
+        print(f"{trimmed.files} files, {trimmed.size / 1e6:.1f} MB deleted from {shown}")
         return 0
     files = kept_files(folder)
     rows = [describe_kept(file) for file in reversed(files)]
@@ -72,5 +73,5 @@ def run(options: argparse.Namespace) -> int:
         print(table.to_string(index=False, na_rep="", float_format="%.2f"))
     total = sum(file.size for file in files) / 1e6
     bound = cache_bound() / 1e6
-    print(f"{len(files)} files, {total:.1f} MB of at most {bound:.0f} MB in {folder}")
+    print(f"{len(files)} files, {total:.1f} MB of at most {bound:.0f} MB in {shown}")
     return 0

@@ -2,18 +2,18 @@
 for all, paired tests."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..artifacts import prepare_out_dir
+from ..artifacts import prepare_out_dir, refuse_inside
 from ..backbones import input_size
 from ..candidates import Task, Work, compute_work, plan_work
 from ..compared import compare_models, print_comparison, write_comparison
 from ..data import MAX_SIDE, ImageSet, Rejected, find_layout
 from ..datasets import augmentation_for, known_augmentations
 from ..decoded import load_folder
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..heldout import ComparisonRecord, fold_notes, make_folds, study_of_all
 from ..plan import Share, parse_share, take_share
 from ..plots import font_hint
@@ -38,7 +38,6 @@ from .options import (
 SMALLEST = 16  # pixels a side
 MOST_REPEATS = 1000
 LISTED = 10  # files that were left out are named so far in the terminal
-SHOWN = ["model", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece"]
 
 
 def picture_size(text: str) -> int:
@@ -86,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = (
         "takes over parts that were computed elsewhere, e.g. --merge part2/result/compare_finished"
     )
-    option("--merge", nargs="+", default=[], metavar="DIR", help=text)
+    option("--merge", nargs="+", type=path_text, default=[], metavar="DIR", help=text)
     add_out(parser)
     add_cache(parser)
 
@@ -99,12 +98,22 @@ def chosen_augmentation(name: str, dataset: str, size: int) -> Augmentation:
     return known_augmentations()[name](size) if name else augmentation_for(dataset, size)
 
 
-def make_studies(options: argparse.Namespace, image_set: ImageSet) -> dict[str, Study]:
-    """A study for each model, in pictures of the size that is asked for, else of its own; models of
-    one size share one.
+def choose_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """The pictures' pixels a side for each model: those that are asked for, else its own.
 
     Raises:
         UserError: as `input_size`.
+    """
+    return {name: options.size or input_size(name) for name in options.models}
+
+
+def make_studies(
+    options: argparse.Namespace, image_set: ImageSet, sizes: Mapping[str, int]
+) -> dict[str, Study]:
+    """A study for each model, in pictures of its size; models of one size share one.
+
+    Raises:
+        UserError: as `open_store`.
     """
     settings = Settings()
     if options.views is not None:
@@ -113,8 +122,7 @@ def make_studies(options: argparse.Namespace, image_set: ImageSet) -> dict[str, 
     store = open_store(options.cache_dir)
     by_size: dict[int, Study] = {}
     studies = {}
-    for name in options.models:
-        size = options.size or input_size(name)
+    for name, size in sizes.items():
         if size not in by_size:
             by_size[size] = study_of_all(
                 image_set,
@@ -132,8 +140,10 @@ def make_task(options: argparse.Namespace) -> Task:
     """What is compared on, from the options; a share has no use for test images.
 
     Raises:
-        UserError: as `check_weights_place`, `load_folder`, `make_folds` and `make_studies`.
+        UserError: as `choose_sizes`, `check_weights_place`, `load_folder`, `make_folds` and
+            `make_studies`.
     """
+    sizes = choose_sizes(options)
     weights = check_weights_place(options.weights)
     layout = find_layout(options.data)
     image_set = load_folder(options.data)
@@ -150,7 +160,7 @@ def make_task(options: argparse.Namespace) -> Task:
     notes = fold_notes(image_set.labels, folds, image_set.classes)
     noted = replace(image_set, notes=(*image_set.notes, *notes))
     return Task(
-        studies=make_studies(options, noted),
+        studies=make_studies(options, noted, sizes),
         folds=folds,
         weights=weights,
         baselines=options.baselines == "all",
@@ -187,7 +197,7 @@ def merge_parts(store: Store, folders: Sequence[str]) -> None:
     """
     for folder in folders:
         taken = merge_store(store, Path(folder))
-        print(f"{taken} parts taken over from {folder}")
+        print(f"{taken} parts taken over from {printable(folder)}")
 
 
 def announce_left_out(rejected: Sequence[Rejected]) -> None:
@@ -248,28 +258,42 @@ def compute_share(work: Work, task: Task, share: Share) -> None:
         UserError: something of it could not be kept.
     """
     compute_work(work, task)
-    lost = work.plan.missing()
-    folder = work.plan.store.folder
+    store = work.plan.store
+    folder = store.folder
+    lost = [point for point in work.plan.points if store.read(point.key) is None]
     if lost:
         names = "; ".join(point.name for point in lost)
         raise UserError(f"not kept in {folder}: {names}: make room there and run again")
-    print(f"share {share} is done: give {folder} to --merge where all come together")
+    shown = printable(str(folder))
+    print(f"share {share} is done: give {shown} to --merge where all come together")
+
+
+def chosen_share(options: argparse.Namespace) -> Share | None:
+    """The part of the work that is asked for; None for all of it.
+
+    Raises:
+        UserError: as `parse_share`; it is none of the models.
+    """
+    if not options.share:
+        return None
+    share = parse_share(options.share)
+    if not take_share(options.models, share):
+        raise UserError(f"share {share} of {len(options.models)} models is none of them")
+    return share
 
 
 def compare(task: Task, options: argparse.Namespace, out: Path) -> None:
     """Computes what is asked for, and where it is the whole comparison, prints and writes it.
 
     Raises:
-        UserError: as `parse_share`, `finished_store`, `merge_parts` and `plan_work`.
+        UserError: as `chosen_share`, `finished_store`, `merge_parts` and `plan_work`.
     """
-    share = parse_share(options.share) if options.share else None
+    share = chosen_share(options)
     shared = bool(share or options.merge)
     augmentation = task.study.renderer.augmentation
     store = finished_store(out / "result/compare_finished", augmentation, shared=shared)
     merge_parts(store, options.merge)
     models = take_share(options.models, share) if share else options.models
-    if not models:
-        raise UserError(f"share {share} of {len(options.models)} models is none of them")
     work = plan_work(task, models, store)
     announce(work, merged=bool(options.merge))
     if share:
@@ -280,7 +304,7 @@ def compare(task: Task, options: argparse.Namespace, out: Path) -> None:
     print_comparison(comparison)
     announce_machines(comparison.record)
     for path in written:
-        print(path)
+        print(printable(str(path)))
 
 
 def check_names(models: Sequence[str]) -> None:
@@ -307,16 +331,18 @@ def run(options: argparse.Namespace) -> int:
     --share nothing but that is written.
 
     Raises:
-        UserError: as `check_names`, `prepare_out_dir`, `make_task` and `compare`; an unusable
-            bound of the cache.
+        UserError: as `check_names`, `chosen_share`, `find_layout`, `refuse_inside`,
+            `prepare_out_dir`, `make_task` and `compare`; an unusable bound of the cache.
     """
-    check_names(options.models)
-    cache_bound()  # an unusable one is said before any time is spent
-    task = make_task(options)
+    check_names(options.models)  # what is unusable is said before any time is spent
+    chosen_share(options)
+    cache_bound()
+    folder = find_layout(options.data).folder
+    for place in filter(None, (options.out, options.cache_dir)):
+        refuse_inside(place, options.data, folder)
     out = prepare_out_dir(options.out)
+    task = make_task(options)
     announce_data(task)
-    try:
-        compare(task, options, out)
-    finally:
-        trim_to_bound(task.study.store)
+    compare(task, options, out)
+    trim_to_bound(task.study.store)  # which may wait for others: never on the way out of an error
     return 0

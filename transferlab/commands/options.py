@@ -3,6 +3,7 @@
 import argparse
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from ..machine import Machine, this_machine
 from ..store import default_cache
@@ -43,14 +44,16 @@ def path_text(text: str) -> str:
 
 
 def path_or_none(text: str) -> str:
-    """An argparse type: as `path_text`, or "" for none."""
+    """An argparse type: as `path_text`, or "" for none. A name that begins with ~ itself, as in
+    ./~x, is given on from the root, where nobody takes it for a home."""
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} holds a NUL, which no name can")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         reason = f"{text!r} names no home that is known here: write it out, or as ./~..."
         raise argparse.ArgumentTypeError(reason)
-    return expanded
+    is_name = str(Path(expanded)).startswith("~")  # which forgets the ./
+    return os.path.abspath(expanded) if is_name else expanded
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

