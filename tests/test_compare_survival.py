@@ -29,6 +29,9 @@ FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(["transferlab.commands.compare"])
 
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # with which the others compute, to the bit
+
+
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
     """Noise in two colours, 6 images of each for training, 3 of each kept apart."""
@@ -291,6 +294,7 @@ def test_on_a_full_disk_one_line_says_so_and_nothing_is_half_written(
     command = f"import resource; {limit}; import transferlab.__main__ as t; exit(t.main())"
     ended = subprocess.run(
         [sys.executable, "-c", command, *arguments_for(colours, out)],
+        env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,
@@ -309,7 +313,9 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(colours, tmp_path, undistu
     command = " ".join([sys.executable, "-m", "transferlab", *arguments_for(colours, tmp_path)])
     command = command.replace("--cache-dir ", "--cache-dir '' ")
     piped = f"set -o pipefail; {command} | head -1"
-    ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        ["bash", "-c", piped], env=ONE_THREAD, capture_output=True, text=True, check=False
+    )
     assert ended.returncode in (0, 141), ended.stderr
     assert ended.stdout.startswith("colours: 12 images") and "Traceback" not in ended.stderr
     assert hidden(tmp_path) == []
