@@ -1,5 +1,6 @@
 import hashlib
 import os
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,6 +20,16 @@ from transferlab.views import Renderer, faces_augmentation
 
 matplotlib.use("Agg")
 os.environ.pop("WEIGHTS_DIR", None)
+
+
+def pytest_configure():
+    """Heeds signals also where the tests run in the background, whose processes ignore some, and
+    hand that down to their own."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_IGN:
+            usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.fixture(autouse=True)
