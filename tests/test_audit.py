@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import font_manager
 from PIL import Image, ImageOps
 
 from transferlab.__main__ import main
@@ -172,6 +174,17 @@ def test_outliers_in_size_mode_and_light(planted):
         in planted[2]["detail"][planted[2]["path"] == "insects/train/ants/black.png"].tolist()
     )
     assert not planted[2]["serious"][planted[2]["kind"] == "outlier"].any()
+
+
+def test_without_a_font_for_its_classes_one_line_says_so(extras, tmp_path, monkeypatch, capsys):
+    folder = draw_colours(tmp_path / "images")
+    next(one for one in folder.iterdir() if one.is_dir()).rename(folder / "고양이")
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    with plt.rc_context(), warnings.catch_warnings(record=True) as caught:
+        run_audit(folder, tmp_path / "out")
+    printed = capsys.readouterr()
+    assert printed.out.count("note: no font here draws 고양이: install one") == 1
+    assert not [one for one in caught if "Glyph" in str(one.message)]
 
 
 def test_what_is_written_and_printed(planted):

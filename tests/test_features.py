@@ -115,7 +115,8 @@ def test_what_a_function_has_drawn_is_not_kept(study, tmp_path):
     """It is known by its name, whatever it does."""
     store = Store(folder=tmp_path / "kept")
     steps = v2.Compose([v2.Resize((32, 32)), v2.Lambda(lambda image: image)])
-    drawn_with(study, replace(dimmed(1.0, name="night"), clean=steps), store=store).clean  # noqa: B018
+    drawn = drawn_with(study, replace(dimmed(1.0, name="night"), clean=steps), store=store)
+    assert len(drawn.clean) == len(study.image_set.labels)
     assert not store.folder.exists()
 
 

@@ -40,6 +40,7 @@ from transferlab.described import (
     write_summary,
 )
 from transferlab.errors import UserError, WeightsError
+from transferlab.files import LARGEST_JSON
 from transferlab.machine import this_machine
 from transferlab.metrics import accuracy_interval
 from transferlab.notebook import (
@@ -55,7 +56,6 @@ from transferlab.notebook import (
 )
 from transferlab.pretrained import state_hash
 from transferlab.records import (
-    LARGEST,
     Epoch,
     HeadInfo,
     StudyRecord,
@@ -823,7 +823,7 @@ def test_descriptions_that_are_no_values_are_one_clear_error(saved):
     for damage in (
         deep,
         '{"settings": ' + deep,
-        " " * (LARGEST + 1),
+        " " * (LARGEST_JSON + 1),
         json.dumps(told | {"schema": None}),
         json.dumps(told | {"best": 0}),
         json.dumps(told | {"best": told["settings"]["epochs"] + 1}),

@@ -553,23 +553,29 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk):
         prepare_out_dir(place)
         write_text(place / "result" / "small.json", TEXT)
         before = visible(place)
-        big = "x" * 300_000
-        table = pd.DataFrame({"x": [big]})
-        for act in (
-            lambda: write_text(place / "result" / "a.json", big),
-            lambda: write_table(place / "result" / "a.csv", table),
-            lambda: publish_weights(place / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
-        ):
-            assert "No space left" in refused(act)
-            assert visible(place) == before and leftovers(place) == []
-        with pytest.warns(UserWarning, match="not kept.*No space left"):
-            keep_big(place)
-        assert visible(place) == before and leftovers(place) == []
+        check_refused(place, "No space left")
         assert "Cannot write" in refused(lambda: fetch(place))
         assert visible(place) == before and leftovers(place) == []
         write_text(place / "result" / "b.json", TEXT)  # what fits is still written
 
     small_disk(work)
+
+
+def check_refused(place, reason):
+    """What does not fit is refused by every writer, and nothing is left of it."""
+    before = visible(place)
+    big = "x" * 300_000
+    table = pd.DataFrame({"x": [big]})
+    for act in (
+        lambda: write_text(place / "result" / "a.json", big),
+        lambda: write_table(place / "result" / "a.csv", table),
+        lambda: publish_weights(place / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
+    ):
+        assert reason in refused(act)
+        assert visible(place) == before and leftovers(place) == []
+    with pytest.warns(UserWarning, match=f"not kept.*{reason}"):
+        keep_big(place)
+    assert visible(place) == before and leftovers(place) == []
 
 
 def keep_big(place):
@@ -601,18 +607,7 @@ def test_files_that_may_not_grow_are_one_line_too(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         prepare_out_dir(tmp_path)
         write_text(tmp_path / "result" / "small.json", TEXT)
-        before = visible(tmp_path)
-        big = "x" * 300_000
-        for act in (
-            lambda: write_text(tmp_path / "result" / "a.json", big),
-            lambda: write_table(tmp_path / "result" / "a.csv", pd.DataFrame({"x": [big]})),
-            lambda: publish_weights(tmp_path / "a.safetensors", {"x": torch.zeros(90_000)}, "a"),
-        ):
-            assert "File too large" in refused(act)
-            assert visible(tmp_path) == before and leftovers(tmp_path) == []
-        with pytest.warns(UserWarning, match="not kept.*File too large"):
-            keep_big(tmp_path)
-        assert visible(tmp_path) == before and leftovers(tmp_path) == []
+        check_refused(tmp_path, "File too large")
 
     assert end_of(forked(work)) == 0
 

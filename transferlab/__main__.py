@@ -105,7 +105,7 @@ class Signals:
         self.leaves_at_once = True
         number = self.received or signal.SIGINT
         how = "interrupted" if number == signal.SIGINT else "terminated"
-        below = "\n" if sys.stderr and sys.stderr.isatty() else ""  # the terminal's ^C
+        below = "\n" if sys.stderr.isatty() else ""  # the terminal's ^C
         say(f"{below}{how}: what was finished is kept")
         return 128 + number
 
@@ -154,8 +154,8 @@ class Listener:
     """A terminal, or what stands in its place. Where nobody listens any more, as after `| head`, or
     the disk of a log is full, what runs goes on to its end, and the error is told then."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self.stream = stream or io.StringIO()  # a process may have none
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
         self.error: Exception | None = None
 
     def write(self, text: str) -> int:
@@ -220,7 +220,7 @@ def short_warnings() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Prints a line to stderr, where there is one."""
+    """Prints a line to stderr, where that can be."""
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -238,8 +238,7 @@ def give_up(stream: TextIO) -> None:
 def finish_output(code: int) -> int:
     """Writes what stdout still holds -> the exit code, another one where that fails."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         give_up(sys.stdout)
         return BROKEN_PIPE

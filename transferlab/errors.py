@@ -1,6 +1,6 @@
 """The errors that speak to the user, and how names stand in them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -28,6 +28,13 @@ def printable(text: str) -> str:
     """A text in one line, harmless to a terminal: control characters, escapes, line ends and halves
     of broken characters are spelt out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def first_lines(lines: Sequence[str], most: int, more: str) -> list[str]:
+    """The first `most` of some lines and, where there are others, `more` with their number in place
+    of {}."""
+    rest = len(lines) - most
+    return [*lines[:most], *([more.format(rest)] if rest > 0 else [])]
 
 
 def some(names: Iterable[object]) -> str:

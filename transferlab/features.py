@@ -211,7 +211,8 @@ class Features:
             if kept is not None and are_features(kept, len(indices)):
                 return kept["features"]
             if kept is not None:
-                warnings.warn(f"{self.store.path(key)} holds no features: computed again")  # noqa: B028
+                message = f"{self.store.path(key)} holds no features: computed again"
+                warnings.warn(message, stacklevel=3)
         drawn = compute()
         self.store.write(key, drawn)
         return drawn["features"]

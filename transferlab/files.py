@@ -1,6 +1,7 @@
 """Files that appear whole under their name or not at all, and what killed processes leave."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -10,11 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 ABANDONED_SECONDS = 24 * 3600  # what is hidden and as long unchanged belongs to nobody any more
 MOST_LOOKED_AT = 10_000  # of the names in a hidden folder: what holds more stays
+LARGEST_JSON = 50 * 2**20  # bytes of a record's file
 CLOCK_SECONDS = 60  # by which the time of a folder and that of a process may differ
 SCRATCH_NAME = re.compile(r"\.transferlab-(?P<mark>.+-\d+)-[^-]+")
 PID_NAMESPACE = Path("/proc/self/ns/pid")  # only Linux has it
@@ -211,6 +214,23 @@ def replace_whole(temporary: Path, target: Path) -> Path:
     os.replace(temporary, target)
     flush_folder(target.parent)
     return target
+
+
+def read_json(path: str | Path, *, largest: int = LARGEST_JSON) -> Any:
+    """The plain values of a file of JSON of at most `largest` bytes.
+
+    Raises:
+        OSError, ValueError: it is missing, damaged, no regular file, too large or too deep.
+    """
+    path = Path(path)
+    require_regular(path)
+    size = path.stat().st_size
+    if size > largest:
+        raise ValueError(f"{size / 2**20:.0f} MB are too many, {largest // 2**20} the most")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, MemoryError) as error:
+        raise ValueError("it is nested too deeply to be read") from error
 
 
 def require_regular(path: Path) -> None:

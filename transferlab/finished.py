@@ -26,11 +26,12 @@ from .files import (
     is_abandoned,
     process_mark,
     publish,
+    read_json,
     replace_whole,
     require_regular,
     scratch_folder,
 )
-from .records import from_plain, read_json
+from .records import from_plain
 
 FINISHED_FOLDER = "result/run_finished"  # of an out folder
 PENDING_NAME = re.compile(r"\.pending-(?P<mark>.+-\d+)-[^-]+")

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import nn
 
 from .checkpoints import is_safetensors, read_weights
 from .errors import WeightsError, printable, some
-from .files import require_regular
+from .files import read_json, require_regular
 from .offline import (
     LITE0_NAME,
     LITE0_PACKAGE,
@@ -242,16 +241,14 @@ def note_beside(path: Path) -> Mapping[str, object]:
     if not note.is_file():
         return {}
     try:
-        if note.stat().st_size > LONGEST_NOTE:
-            raise ValueError(f"more than {LONGEST_NOTE // 2**20} MB")
-        described = json.loads(note.read_bytes())
+        described = read_json(note, largest=LONGEST_NOTE)
         if not isinstance(described, dict):
             raise TypeError("no names with texts")
         for key in ("source", "label"):
             text_of(described, key)
         if not isinstance(described.get("input_size", ""), (str, int)):
             raise TypeError("its input_size is no number")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         advice = f"is damaged ({error}): mend or remove it"
         raise WeightsError(f"{note}, which describes the weights beside it, {advice}") from error
     return described

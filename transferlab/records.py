@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .data import Fold, ImageSet, Rejected
-from .files import require_regular
+from .files import read_json
 from .machine import Machine
 from .metrics import Interval
 from .pretrained import WeightsInfo
@@ -17,7 +17,6 @@ from .train import Epoch, Settings
 from .views import Augmentation, AugmentationInfo, info_of
 
 SCHEMA = 2  # raised whenever a field changes its name or meaning
-LARGEST = 50 * 2**20  # bytes of a record's file
 
 R = TypeVar("R")
 
@@ -193,23 +192,6 @@ def checked(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{value!r:.100} is no {kind.__name__}")
     return value
-
-
-def read_json(path: str | Path) -> Any:
-    """The plain values of a file of JSON.
-
-    Raises:
-        OSError, ValueError: it is missing, damaged, no regular file, or larger than any record.
-    """
-    path = Path(path)
-    require_regular(path)
-    size = path.stat().st_size
-    if size > LARGEST:
-        raise ValueError(f"{size / 2**20:.0f} MB are too many for a record")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (RecursionError, MemoryError) as error:
-        raise ValueError("it is nested too deeply to be read") from error
 
 
 def read_plain(path: str | Path) -> dict[str, Any]:

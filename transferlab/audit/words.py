@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from ..errors import first_lines
 from .copies import CANDIDATE_BITS, HASH_BITS
 from .findings import Finding
 from .labels import LabelCheck
@@ -67,11 +68,8 @@ def describe_folder(audit: AuditResult) -> list[str]:
 
 def describe_notes(notes: Sequence[str]) -> list[str]:
     """What was not read, taken together or assumed, as lines, at most `LISTED` of them."""
-    lines = [f"note: {note}" for note in notes[:LISTED]]
-    more = len(notes) - LISTED
-    if more > 0:
-        lines.append(f"... and {more} more, in the summary")
-    return lines
+    lines = [f"note: {note}" for note in notes]
+    return first_lines(lines, LISTED, "... and {} more, in the summary")
 
 
 def describe_look_alikes(audit: AuditResult) -> list[str]:
@@ -116,11 +114,8 @@ def describe_kind(audit: AuditResult, kind: str) -> list[str]:
     found = sorted(audit.of_kind(kind), key=lambda finding: not finding.serious)
     if not found:
         return ["  none"]
-    lines = [describe_finding(finding) for finding in found[:LISTED]]
-    more = len(found) - LISTED
-    if more > 0:
-        lines.append(f"  ... and {more} more, in the file")
-    return lines
+    lines = [describe_finding(finding) for finding in found]
+    return first_lines(lines, LISTED, "  ... and {} more, in the file")
 
 
 def describe_leaks(audit: AuditResult) -> list[str]:

@@ -14,6 +14,7 @@ from ..data import find_layout
 from ..decoded import load_folder
 from ..errors import UserError, printable
 from ..machine import this_machine
+from ..plots import font_hint
 from ..pretrained import check_weights_place
 from ..store import cache_bound, open_store, trim_to_bound
 from .options import add_cache, add_out, add_weights, path_text
@@ -72,9 +73,12 @@ def run(options: argparse.Namespace) -> int:
         image_set, model=options.model, weights=weights, machine=machine, store=store
     )
     trim_to_bound(store)
+    hint = font_hint(image_set.classes)
     audit = audit_images(image_set, features, folder=folder, root=root)
     written = write_audit(out, audit, machine)
     print(describe_audit(audit))
+    if hint:
+        print(f"note: {hint}")
     print("Written:")
     for path in written:
         print(f"  {printable(str(path))}")

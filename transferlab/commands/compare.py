@@ -13,7 +13,7 @@ from ..compared import compare_models, print_comparison, write_comparison
 from ..data import MAX_SIDE, ImageSet, Rejected, find_layout
 from ..datasets import augmentation_for, known_augmentations
 from ..decoded import load_folder
-from ..errors import UserError, printable
+from ..errors import UserError, first_lines, printable
 from ..heldout import ComparisonRecord, fold_notes, make_folds, study_of_all
 from ..plan import Share, parse_share, take_share
 from ..plots import font_hint
@@ -202,11 +202,9 @@ def merge_parts(store: Store, folders: Sequence[str]) -> None:
 
 def announce_left_out(rejected: Sequence[Rejected]) -> None:
     """Names the files that were left out, where they are many the first of them."""
-    for one in rejected[:LISTED]:
-        print(f"left out: {one.path}: {one.reason}")
-    more = len(rejected) - LISTED
-    if more > 0:
-        print(f"... and {more} more, in the summary")
+    lines = [f"left out: {one.path}: {one.reason}" for one in rejected]
+    for line in first_lines(lines, LISTED, "... and {} more, in the summary"):
+        print(line)
 
 
 def announce_data(task: Task) -> None:

@@ -465,18 +465,16 @@ def run_missing(everything: Sequence[Prepared], out: Path) -> list[Finished]:
     Raises:
         UserError, OSError: as `execute`.
     """
-    known = [
-        find_finished(prepared, out) for prepared in everything
-    ]  # not what others finish meanwhile
+    # All at once: not what others finish meanwhile.
+    known = [find_finished(prepared, out) for prepared in everything]
     finished = []
     for prepared, before in zip(everything, known, strict=True):
         if before:
             done = f"was finished at {before.stamp}: not run again (--fresh runs it)"
             print(f"\n{prepared.one.stem} {done}", flush=True)
         else:
-            print(
-                f"\n== {prepared.one.stem} on {printable(prepared.given['data_dir'])}", flush=True
-            )
+            folder = printable(prepared.given["data_dir"])
+            print(f"\n== {prepared.one.stem} on {folder}", flush=True)
         finished.append(before or execute(prepared, out))
     return finished
 
