@@ -168,14 +168,15 @@ def other_machine(path):
     "damage",
     [
         truncate,
-        empty,
-        scramble,
         make_pipe,
-        take_another,
-        change_numbers,
-        another_shape,
         no_probabilities,
-        other_machine,
+        # Seconds each, and told apart by the store itself in tests/test_store.py.
+        pytest.param(empty, marks=pytest.mark.slow),
+        pytest.param(scramble, marks=pytest.mark.slow),
+        pytest.param(take_another, marks=pytest.mark.slow),
+        pytest.param(change_numbers, marks=pytest.mark.slow),
+        pytest.param(another_shape, marks=pytest.mark.slow),
+        pytest.param(other_machine, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_damaged_or_foreign_is_computed_again_with_a_warning(
