@@ -8,7 +8,7 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from transferlab.artifacts import reserved_stamp, write_figure, write_table, write_text
+from transferlab.backbones import create_backbone
 from transferlab.data import HeldOutFold, ImageSet, find_layout, split_images, split_indices
 from transferlab.datasets import FACES, INSECTS, Dataset
 from transferlab.decoded import load_folder
@@ -181,6 +182,22 @@ def feature_cache(folder: str | Path) -> Iterator[Store]:
         yield store
     finally:
         trim_to_bound(store)
+
+
+def find_weights(models: Sequence[str], weights: str) -> dict[str, WeightsInfo]:
+    """What every backbone computes with that has pretrained weights; says which are left out.
+
+    Raises:
+        UserError: none has; as `create_backbone`.
+    """
+    infos = {name: create_backbone(name, weights)[1] for name in models}
+    pretrained = {name: info for name, info in infos.items() if info.measures_transfer}
+    if not pretrained:
+        raise UserError(f"none of {', '.join(infos)} has pretrained weights here: give --weights")
+    for name, info in infos.items():
+        if name not in pretrained:
+            print(f"left out: {name} ({info.source})")
+    return pretrained
 
 
 def check_weights(found: WeightsInfo, planned: WeightsInfo) -> None:

@@ -48,6 +48,7 @@ from benchmarks.common import (
     check_weights,
     code_digest,
     feature_cache,
+    find_weights,
     freeze_planned,
     list_sources,
     make_parser,
@@ -67,7 +68,6 @@ from transferlab.backbones import (
 from transferlab.commands.options import add_cache
 from transferlab.data import Folds
 from transferlab.datasets import FACES, INSECTS
-from transferlab.errors import UserError
 from transferlab.features import extract_large
 from transferlab.heldout import make_folds, predict_with
 from transferlab.machine import Machine, this_machine
@@ -329,22 +329,6 @@ class Setup:
     def tunings(self) -> list[Tuning]:
         """What is trained, of TUNED."""
         return [one for one in TUNED if one.pair.model in self.infos]
-
-
-def find_weights(models: Sequence[str], weights: str) -> dict[str, WeightsInfo]:
-    """What every backbone computes with that has pretrained weights; says which are left out.
-
-    Raises:
-        UserError: none has; as `create_backbone`.
-    """
-    infos = {name: create_backbone(name, weights)[1] for name in models}
-    pretrained = {name: info for name, info in infos.items() if info.measures_transfer}
-    if not pretrained:
-        raise UserError(f"none of {', '.join(infos)} has pretrained weights here: give --weights")
-    for name, info in infos.items():
-        if name not in pretrained:
-            print(f"left out: {name} ({info.source})")
-    return pretrained
 
 
 def prepare(options: Options, machine: Machine, store: Store) -> Setup:

@@ -308,7 +308,7 @@ def judge_differences(
         low=found.low,
         high=found.high,
         p=found.p,
-        verdict=judge(found.low, found.high),
+        verdict=judge(found.low, found.high) if found.p < 0.05 else "undecided",
     )
 
 

@@ -43,6 +43,7 @@ from sklearn.model_selection import GridSearchCV
 
 # @inline transferlab.errors: printable, some, UserError, DataError, WeightsError
 # @inline transferlab.machine: choose_precision
+# @inline transferlab.metrics: Interval
 # @inline transferlab.data: SPLITS, PART, IGNORED, PICTURE, MASKS, PLACEHOLDER, MAX_SIDE
 # @inline transferlab.data: MAX_RATIO, MAX_PIXELS, HEIF, REMEDIES, Rejected, Tree, Layout
 # @inline transferlab.data: ImageSet, Fold
@@ -147,7 +148,7 @@ resnet, densenet = [train_backbone(*one) for one in models.items()]  # both, or 
 # 과적합의 크기입니다. `weights`가 서로 다른 데이터로 배운 것이라면, 차이는 구조가 아니라 배운 데이터에서 왔을 수 있습니다.
 
 # %% id="table"
-# @inline transferlab.metrics: Interval, accuracy_interval
+# @inline transferlab.metrics: accuracy_interval
 # @inline transferlab.notebook: summarise_run
 display(pd.DataFrame([summarise_run(run) for run in (resnet, densenet)]).set_index("model").T)
 plot_runs([resnet, densenet])
@@ -205,9 +206,11 @@ def probe(run):
     y, scale = run.frozen.labels("train").cpu(), x.std(dim=0).clamp(min=1e-6)
     x, val_x = ((some - x.mean(dim=0)) / scale for some in (x, val_x))
     turn = torch.linalg.svd(x, full_matrices=False).Vh.T  # to as many columns as images
+    twice = y.bincount()[y] > 1  # 한 장뿐인 클래스는 세기를 고르는 데 빠집니다
     grid = {"C": np.logspace(-4, 0, 5)}
     search = GridSearchCV(LogisticRegression(max_iter=1000), grid, scoring="neg_log_loss")
-    search.set_params(cv=max(2, min(5, y.bincount().min().item()))).fit(x @ turn, y)
+    search.set_params(cv=max(2, min(5, y[twice].unique(return_counts=True)[1].min().item())))
+    search.fit((x @ turn)[twice], y[twice]).best_estimator_.fit(x @ turn, y)
     return int((search.predict(val_x @ turn) == run.frozen.labels("val").cpu().numpy()).sum())
 
 

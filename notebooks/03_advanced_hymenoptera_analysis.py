@@ -53,6 +53,7 @@ from sklearn.model_selection import GridSearchCV
 
 # @inline transferlab.errors: printable, some, UserError, DataError, WeightsError
 # @inline transferlab.machine: choose_precision
+# @inline transferlab.metrics: Interval
 # @inline transferlab.data: SPLITS, PART, IGNORED, PICTURE, MASKS, PLACEHOLDER, MAX_SIDE
 # @inline transferlab.data: MAX_RATIO, MAX_PIXELS, HEIF, REMEDIES, Rejected, Tree, Layout
 # @inline transferlab.data: ImageSet, Fold
@@ -180,7 +181,7 @@ runs = trained or NotYet("가중치가 있는 백본이 없습니다. ‘설정�
 # 같은 구조라도 무엇으로 배웠는지에 따라 순위가 달라지므로, 이 표는 구조가 아니라 **체크포인트**의 순위입니다.
 
 # %% id="table"
-# @inline transferlab.metrics: Interval, accuracy_interval
+# @inline transferlab.metrics: accuracy_interval
 # @inline transferlab.notebook: summarise_run
 display(pd.DataFrame([summarise_run(run) for run in runs.values()]).set_index("model"))
 plot_runs([*runs.values()])
@@ -199,9 +200,11 @@ def probe(run):
     y, scale = run.frozen.labels("train").cpu(), x.std(dim=0).clamp(min=1e-6)
     x, val_x = ((some - x.mean(dim=0)) / scale for some in (x, val_x))
     turn = torch.linalg.svd(x, full_matrices=False).Vh.T  # to as many columns as images
+    twice = y.bincount()[y] > 1  # 한 장뿐인 클래스는 세기를 고르는 데 빠집니다
     grid = {"C": np.logspace(-4, 0, 5)}
     search = GridSearchCV(LogisticRegression(max_iter=1000), grid, scoring="neg_log_loss")
-    search.set_params(cv=max(2, min(5, y.bincount().min().item()))).fit(x @ turn, y)
+    search.set_params(cv=max(2, min(5, y[twice].unique(return_counts=True)[1].min().item())))
+    search.fit((x @ turn)[twice], y[twice]).best_estimator_.fit(x @ turn, y)
     return int((search.predict(val_x @ turn) == run.frozen.labels("val").cpu().numpy()).sum())
 
 

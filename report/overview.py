@@ -12,7 +12,6 @@ from sources import Context
 
 from transferlab.metrics import Interval
 from transferlab.plots import BLUE, GREY, ORANGE
-from transferlab.train import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,50 +81,33 @@ def marks_of_runs(runs: Iterable[Run]) -> list[Mark]:
     return marks
 
 
-def marks_of_models(compared: Comparison) -> list[Mark]:
-    """The models of a comparison as marks."""
-    labels = {info.name: info.label for info in compared.record.weights}
+def marks_of_models(compared: Comparison, names: Iterable[str]) -> list[Mark]:
+    """Models of a comparison as marks."""
     marks = []
-    for one in compared.models:
+    for name in names:
+        score = compared.of(name)
+        info = compared.weights[name]
         mark = Mark(
-            name=one.model,
-            weights=labels[one.model],
-            accuracy=one.accuracy,
-            interval=one.accuracy_interval,
-            random=False,
+            name=name,
+            weights=info.label,
+            accuracy=score.accuracy,
+            interval=score.accuracy_interval,
+            random=not info.measures_transfer,
         )
         marks.append(mark)
     return marks
 
 
-def words_of_views(settings: Settings) -> str:
-    """Which views a head was trained on."""
-    if settings.rule == "cycle":
-        return f"{settings.views} random views"
-    return f"clean + {settings.views} random views"
-
-
-def note_on_views(settings: Settings | None, context: Context) -> str:
-    """What a title adds where the comparison of faces and the study's runs saw other views."""
-    compared = context.compared_faces
-    if compared is None or compared.record.settings is None or settings is None:
-        return ""
-    of_runs = context.runs["resnet50"].record.settings
-    if of_runs is None or words_of_views(of_runs) == words_of_views(compared.record.settings):
-        return ""
-    return f", {words_of_views(settings)}"
-
-
 def draw_faces(axis: Axes, context: Context) -> None:
-    """The faces: from the comparison, where one is named, else the study's split."""
-    compared = context.compared_faces
-    if compared:
-        verdicts = ", ".join(pair.verdict for pair in compared.pairs)
-        views = note_on_views(compared.record.settings, context)
-        title = f"faces, held-out folds, n = {compared.data.n}{views}: {verdicts}"
-        draw_checkpoints(axis, marks_of_models(compared), title)
+    """The faces: by the probe, where a comparison is named, else the study's split."""
+    names = ("resnet50", "densenet121")
+    if context.compared_faces:
+        compared = context.compared_faces.probe
+        verdict = compared.pair(*names).verdict
+        title = f"faces, held-out folds by the probe, n = {compared.data.n}: {verdict}"
+        draw_checkpoints(axis, marks_of_models(compared, names), title)
         return
-    runs = [context.runs[name] for name in ("resnet50", "densenet121")]
+    runs = [context.runs[name] for name in names]
     title = f"faces, study's split, n = {runs[0].record.n_val}"
     draw_checkpoints(axis, marks_of_runs(runs), title)
 
@@ -151,8 +133,7 @@ def draw_insects(axis: Axes, context: Context) -> None:
     faces = context.runs["resnet50"].record.dataset.name
     runs = [run for run in context.runs.values() if run.record.dataset.name != faces]
     shown = context.runs["efficientnet_lite0"].record
-    views = note_on_views(shown.settings, context)
-    title = f"ants and bees, shipped split, n = {shown.n_val}{views}"
+    title = f"ants and bees, shipped split, n = {shown.n_val}"
     draw_checkpoints(axis, marks_of_runs(runs), title)
 
 

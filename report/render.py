@@ -20,7 +20,7 @@ from runs import Run
 from sources import Context, load_context
 from typed import FILTERS, fail, interval_of, points, proportion
 
-from transferlab.heldout import PairTest
+from transferlab.verdicts import ALIKE, IDENTICAL, TOO_FEW_REPEATS, PairTest
 
 BEGIN = "<!-- results: rendered by `make report` -->"
 END = "<!-- end of results -->"
@@ -66,7 +66,7 @@ class Judged:
 
 def rank(pair: PairTest) -> str:
     """A pair of a comparison as a sentence: which is more accurate where the test says so, else
-    that they cannot be told apart.
+    that they cannot be told apart, are right on the same images, or were not judged.
 
     Raises:
         SystemExit: the verdict does not follow from the difference and its interval.
@@ -74,8 +74,12 @@ def rank(pair: PairTest) -> str:
     test = pair.test
     difference = f"{points(test.difference)} %p [{points(test.low)}, {points(test.high)}]"
     told = f"{pair.model_a}의 정확도에서 {pair.model_b}의 정확도를 빼면 {difference}"
-    if pair.verdict == "indistinguishable":
+    if pair.verdict == ALIKE:
         return f"{told}로 **구별할 수 없습니다**"
+    if pair.verdict == TOO_FEW_REPEATS and pair.p_holm is None:
+        return f"{told}이며, 되풀이가 적어 학습의 흔들림을 담지 않았으므로 판정하지 않습니다"
+    if pair.verdict == IDENTICAL and test.difference == test.error == 0:
+        return f"{told}으로 **맞힌 이미지가 모두 같습니다**"
     better = pair.model_b
     worse = pair.model_a
     if test.difference > 0:

@@ -4,7 +4,7 @@ report/runs.toml names, each checked against what it was itself made from."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from comparisons import Comparison, read_comparison
+from comparisons import BothHeads, read_both_heads
 from measured import (
     Benchmark,
     EnoughViews,
@@ -40,9 +40,8 @@ class Context:
     on_split: SplitTest
     majority: float  # the share of the most frequent class of ResNet50's validation images
     published: tuple[PublishedFigure, ...]
-    compared_faces: Comparison | None
-    compared_insects: Comparison | None
-    architectures: tuple[Comparison, ...]  # of more than two backbones
+    compared_faces: BothHeads | None
+    compared_insects: BothHeads | None
     audit_faces: AuditRecord | None
     audit_insects: AuditRecord | None
     views: Benchmark | None
@@ -64,16 +63,6 @@ def read_audit(named: Named, data: str) -> AuditRecord | None:
     return read_record(named.file(place, "summary/audit"), AuditRecord)
 
 
-def read_architectures(named: Named) -> tuple[Comparison, ...]:
-    """The named comparisons of more than two backbones.
-
-    Raises:
-        SystemExit: as `read_comparison`.
-    """
-    found = [read_comparison(named, one.name, "architectures") for one in (FACES, INSECTS)]
-    return tuple(one for one in found if one)
-
-
 def load_context(root: Path = ROOT) -> Context:
     """All that the templates may speak of.
 
@@ -91,9 +80,8 @@ def load_context(root: Path = ROOT) -> Context:
         on_split=compare_on_split(resnet, densenet),
         majority=majority_share(resnet),
         published=read_published(runs, root),
-        compared_faces=read_comparison(named, FACES.name),
-        compared_insects=read_comparison(named, INSECTS.name),
-        architectures=read_architectures(named),
+        compared_faces=read_both_heads(named, FACES.name),
+        compared_insects=read_both_heads(named, INSECTS.name),
         audit_faces=read_audit(named, FACES.name),
         audit_insects=read_audit(named, INSECTS.name),
         views=read_benchmark(named, "views"),

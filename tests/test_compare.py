@@ -1,5 +1,5 @@
-"""compare: the folds, the scores recomputed by scikit-learn, the verdict, nothing computed twice,
-parts from several machines, test images kept apart, each model at its own size."""
+"""compare: the folds, the files recomputed, nothing computed twice, parts from several machines,
+test images kept apart, each model at its own size."""
 
 import argparse
 import gc
@@ -20,40 +20,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, log_loss
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.preprocessing import StandardScaler
 
 from transferlab import candidates, store
 from transferlab.__main__ import main
 from transferlab.commands import compare
+from transferlab.commands import options as options_module
+from transferlab.compared import aligned
 from transferlab.data import everything_fold, load_images, split_indices
 from transferlab.datasets import DATASETS, Dataset
 from transferlab.errors import UserError
 from transferlab.heldout import (
     ComparisonRecord,
     Predictions,
-    compare_pairs,
-    first_ranked,
     fold_notes,
     fold_of_all,
     inner_split,
     keep_predictions,
     kept_predictions,
     make_folds,
-    predict_apart,
+    predict_apart_with_head,
+    predict_apart_with_probe,
     predict_majority,
-    score_model,
     study_of_all,
     training_part,
-    verdict_text,
     zero_shot_classes,
 )
 from transferlab.machine import this_machine
 from transferlab.metrics import accuracy_interval
 from transferlab.plots import plot_comparison
+from transferlab.probe import STRENGTHS, StrengthChoice
 from transferlab.records import from_plain
 from transferlab.study import train_study
 from transferlab.train import Settings
-from transferlab.views import photos_augmentation
+from transferlab.verdicts import score_model
+from transferlab.views import Renderer, photos_augmentation
 
 MODELS = ("test_resnet", "test_efficientnet")
 
@@ -78,8 +81,12 @@ def small_views(image_folder, monkeypatch):
 def run_compare(image_folder, out, *more):
     """Compares two tiny models on the folder, randomly initialised -> exit code."""
     arguments = ["compare", "--models", *MODELS, "--data", str(image_folder)]
-    arguments += ["--weights", "none", "--cache-dir", "", "--folds", "4", "--repeats", "2"]
-    return main([*arguments, "--views", "2", "--out", str(out), *more])
+    arguments += ["--weights", "none", "--cache-dir", "", "--folds", "4", "--repeats", "3"]
+    return main([*arguments, "--out", str(out), *more])
+
+
+HEADS = {"probe": (), "study": ("--head", "study", "--views", "2")}
+both_heads = pytest.mark.parametrize("head", HEADS)
 
 
 def read_tables(out):
@@ -89,7 +96,10 @@ def read_tables(out):
 
 
 def read_summary(out):
-    return json.loads(next(out.glob("result/compare_summary_*.json")).read_text())
+    """The summary of a comparison, but for the seconds it took."""
+    summary = json.loads(next(out.glob("result/compare_summary_*.json")).read_text())
+    assert all(seconds > 0 for seconds in summary.pop("seconds").values())
+    return summary
 
 
 def written(out):
@@ -118,80 +128,6 @@ def test_folds_are_disjoint_complete_and_the_same_for_all():
         make_folds(labels, k=21, repeats=1, seed=0)
 
 
-def test_scores_are_scikit_learns():
-    probabilities, labels = random_predictions()
-    scores = score_model(
-        "resnet50",
-        Predictions(probabilities=probabilities),
-        labels,
-        baseline=False,
-        weights="drawn",
-        folds=10,
-    )
-    assert scores.folds == 10
-    predicted = probabilities.argmax(2)
-    assert scores.accuracy == pytest.approx(np.mean([accuracy_score(labels, p) for p in predicted]))
-    assert scores.macro_f1.value == pytest.approx(
-        np.mean([f1_score(labels, p, average="macro") for p in predicted])
-    )
-    assert scores.log_loss.value == pytest.approx(
-        np.mean([log_loss(labels, p) for p in probabilities]), abs=1e-6
-    )
-    brier = [sum(brier_score_loss(labels == c, p[:, c]) for c in range(3)) for p in probabilities]
-    assert scores.brier.value == pytest.approx(np.mean(brier), abs=1e-6)
-    for score in (scores.accuracy_score, scores.macro_f1, scores.log_loss, scores.brier):
-        assert score.interval.low < score.value < score.interval.high
-    row = scores.row()
-    assert row["accuracy"] == scores.accuracy and row["model"] == "resnet50" and row["n"] == 60
-    assert row["accuracy_low"] == scores.accuracy_interval.low
-    assert "selection_optimism" not in row  # of heads alone
-
-
-def found_with(rates, labels, folds, seed=0):
-    """Models that are right on an image with the given chances, independently."""
-    random = np.random.default_rng(seed)
-    found = {}
-    for name, rate in rates.items():
-        right = random.random((folds.repeats, len(labels))) < rate
-        guess = np.where(right, labels, 1 - labels)
-        found[name] = Predictions(probabilities=np.eye(2, dtype=np.float32)[guess])
-    return found
-
-
-def test_a_clear_difference_is_found_and_none_is_not():
-    labels = np.array([0, 1] * 100)
-    folds = make_folds(torch.from_numpy(labels), k=5, repeats=5, seed=0)
-    pairs = compare_pairs(
-        found_with({"good": 0.9, "bad": 0.6, "worse": 0.58}, labels, folds), labels, folds
-    )
-    verdicts = {(pair.model_a, pair.model_b): pair for pair in pairs}
-    assert verdicts["good", "bad"].verdict == "good better"
-    assert verdicts["good", "worse"].test.low > 0
-    same = verdicts["bad", "worse"]
-    assert same.verdict == "indistinguishable" and same.test.low < 0 < same.test.high
-    text = verdict_text(same, 200)
-    assert "indistinguishable" in text and "images needed to see 1, 2, 3, 5 points" in text
-    row = same.row()
-    assert row["images_for_1_points"] == pytest.approx(25 * row["images_for_5_points"], rel=0.01)
-    assert "good better" in verdict_text(verdicts["good", "bad"], 200)
-
-
-def test_without_spread_nothing_is_said_to_be_seen():
-    """Two models that are right on the same images say nothing of how much they could differ."""
-    labels = np.array([0, 1] * 20)
-    folds = make_folds(torch.from_numpy(labels), k=2, repeats=1, seed=0)
-    (pair,) = compare_pairs(found_with({"one": 1.0, "other": 1.0}, labels, folds), labels, folds)
-    assert pair.detectable is None and "nothing says what could be seen" in verdict_text(pair, 40)
-    assert pair.row()["detectable"] is None and pair.row()["images_for_1_points"] is None
-
-
-def test_the_better_one_is_named_whichever_comes_first():
-    labels = np.array([0, 1] * 100)
-    folds = make_folds(torch.from_numpy(labels), k=5, repeats=5, seed=0)
-    (pair,) = compare_pairs(found_with({"bad": 0.6, "good": 0.9}, labels, folds), labels, folds)
-    assert pair.verdict == "good better" and pair.test.high < 0
-
-
 def test_zero_shot_classes_are_imagenets():
     assert zero_shot_classes(["ants", "bees"]) == [310, 309]
     assert zero_shot_classes(["ants", "happy"]) is None
@@ -207,10 +143,18 @@ def test_predictions_come_back_as_they_were_kept():
             epochs=np.array([3, 7]),
             machine=this_machine(),
         ),
+        Predictions(
+            probabilities=probabilities,
+            strengths=StrengthChoice(losses=np.array([[1.0, 0.9], [0.8, 0.95]])),
+            seconds=1.25,
+        ),
     ):
         again = kept_predictions(keep_predictions(predictions))
         assert np.array_equal(again.probabilities, probabilities)
-        assert again.machine == predictions.machine
+        assert again.machine == predictions.machine and again.seconds == predictions.seconds
+        assert (again.strengths is None) == (predictions.strengths is None)
+        if again.strengths:
+            assert again.strengths.chosen.tolist() == [STRENGTHS[1], STRENGTHS[0]]
         for name in ("optimism", "epochs"):
             one, other = getattr(again, name), getattr(predictions, name)
             assert (one is None) == (other is None)
@@ -239,21 +183,29 @@ def test_the_random_baseline_names_its_own_weights(image_folder, tmp_path, small
     )
     arguments = ["compare", "--models", "test_resnet", "--data", str(image_folder)]
     arguments += ["--weights", str(tmp_path / "weights"), "--folds", "4", "--repeats", "1"]
-    assert main([*arguments, "--views", "1", "--out", str(tmp_path), "--cache-dir", ""]) == 0
+    arguments += ["--baselines", "k-NN", "random", "--cache-dir", ""]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
     tables = read_tables(tmp_path)
     # Of one model there are no pairs, and the table says so.
     assert tables["pairs"].empty and "verdict" in tables["pairs"]
     weights = tables["metrics"].set_index("model").weights
+    assert set(weights.index) == {
+        "test_resnet",
+        "test_resnet, k-NN",
+        "test_resnet, random initialisation",
+    }
     assert "random" in weights["test_resnet, random initialisation"]
-    assert weights["test_resnet"] == weights["test_resnet, k-NN"] == "file test_resnet.safetensors"
+    assert weights["test_resnet"] == weights["test_resnet, k-NN"] == "test_resnet.safetensors"
 
 
-def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, small_views):
+@both_heads
+def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, small_views, head):
     out = tmp_path / "out"
-    assert run_compare(image_folder, out) == 0
+    options = HEADS[head]
+    assert run_compare(image_folder, out, *options) == 0
     printed = capsys.readouterr().out
-    assert "test_resnet less test_efficientnet" in printed
-    assert "6 of 6 parts are to be computed" in printed
+    assert "4 of 4 parts are to be computed" in printed
+    assert "16 images decoded in" in printed
     read = read_tables(out)
     predictions, metrics = read["predictions"], read["metrics"].set_index("model")
     assert list(predictions) == [
@@ -268,12 +220,15 @@ def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, sma
         "p_square",
     ]
     assert len(list(out.glob("img/compare_*.png"))) == 1
-    baselines = {
-        f"{model}, {baseline}" for model in MODELS for baseline in ("k-NN", "logistic regression")
-    }
+    baselines = {f"{model}, k-NN" for model in MODELS}
     assert set(metrics.index) == {*MODELS, *baselines, "majority class"}
+    for name, row in metrics.iterrows():
+        accuracy = f"{100 * row.accuracy:.1f} %"
+        low, high = f"{100 * row.accuracy_low:.1f}", f"{100 * row.accuracy_high:.1f}"
+        assert re.search(rf"^{name} +{accuracy} +\[{low}, {high}\] ", printed, re.MULTILINE)
+    assert "tied for best" in printed or " best\n" in printed
     for model, rows in predictions.groupby("model"):
-        assert len(rows) == 32 and set(rows.path) == {
+        assert len(rows) == 48 and set(rows.path) == {
             f"{c}/{i}.png" for c in ("disc", "square") for i in range(8)
         }
         by_repeat = [
@@ -282,18 +237,100 @@ def test_the_command_end_to_end(image_folder, tmp_path, monkeypatch, capsys, sma
         ]
         assert metrics.macro_f1[model] == pytest.approx(np.mean(by_repeat))
         assert metrics.accuracy[model] == pytest.approx((rows.label == rows.predicted).mean())
-    assert metrics.selection_optimism[[*MODELS]].min() >= 0
     summary = read_summary(out)
     record = from_plain(ComparisonRecord, summary)
-    assert record.settings.views == 2 and record.kind == "compare" and record.stamp
+    assert record.kind == "compare" and record.stamp and record.head == head
+    if head == "study":
+        assert metrics.selection_optimism[[*MODELS]].min() >= 0
+        assert record.settings.views == 2 and not record.probes
+    else:
+        assert "selection_optimism" not in metrics and record.settings is None
+        for name in MODELS:
+            info = record.probes[name]
+            assert sum(info.chosen.values()) == 12 and info.final in STRENGTHS
+            assert info.at_ends == info.chosen.get("100", 0) + info.chosen.get("0.0001", 0)
     assert record.augmentation.name == "small photos" and record.augmentation.size == 32
     assert [info.name for info in record.weights] == [*MODELS]
     assert record.machines == (record.machine,)
-    monkeypatch.setattr(candidates, "predict_with_heads", pytest.fail)
+    for method in ("predict_with_heads", "predict_with_probes"):
+        monkeypatch.setattr(candidates, method, pytest.fail)
     # A finished model is not computed again.
-    assert run_compare(image_folder, out, "--baselines", "none") == 0
+    assert run_compare(image_folder, out, "--baselines", "none", *options) == 0
     assert "are to be computed" not in capsys.readouterr().out
     assert run_compare(image_folder, out, "--models", "test_resnet", "test_resnet") == 2
+
+
+def test_the_probe_sees_every_image_once_and_no_random_view(
+    image_folder, tiny_file, tmp_path, monkeypatch, small_views
+):
+    """One forward an image; what the study's head sees is a clean view and K others."""
+    seen = []
+    whole = Renderer.blocks
+
+    def blocks(self, view, indices):
+        seen.append((view, len(indices)))
+        return whole(self, view, indices)
+
+    monkeypatch.setattr(Renderer, "blocks", blocks)
+    one = ("--models", "test_resnet", "--weights", str(tiny_file.parent))
+    assert run_compare(image_folder, tmp_path / "probe", *one) == 0
+    assert seen == [(0, 16)]
+    seen.clear()
+    assert run_compare(image_folder, tmp_path / "study", *one, *HEADS["study"]) == 0
+    assert sorted(seen) == [(0, 16), (1, 16), (2, 16)]
+
+
+def test_the_probe_is_scikit_learns_on_the_folds_of_the_command(
+    image_folder, tmp_path, small_views
+):
+    """Its predictions in the table, from its strengths in the kept part, on standardised features
+    of the clean view."""
+    options = ("--models", "test_resnet", "--baselines", "none", "--precision", "fp32")
+    assert run_compare(image_folder, tmp_path, *options) == 0
+    rows = read_tables(tmp_path)["predictions"]
+    (part,) = tmp_path.glob("result/compare_finished/*.safetensors")
+    choice = kept_predictions(load_file(part)).strengths
+    images = load_images(image_folder)
+    machine = this_machine()
+    augmentation = replace(photos_augmentation(32), name="small photos")
+    study = study_of_all(images, augmentation, Settings(), seed=0, machine=machine)
+    clean = candidates.freeze_backbone("test_resnet", study, weights="none").features.clean.numpy()
+    labels = images.labels.numpy()
+    folds = make_folds(images.labels, k=4, repeats=3, seed=0)
+    table = rows.set_index(["repeat", "path"])[["p_disc", "p_square"]]
+    for fold, strength in zip(folds, choice.chosen, strict=True):
+        train = training_part(fold).numpy()
+        scaler = StandardScaler().fit(clean[train].astype(float))
+        regression = LogisticRegression(C=1 / (strength * len(train)), tol=1e-9, max_iter=10_000)
+        regression.fit(scaler.transform(clean[train]), labels[train])
+        expected = regression.predict_proba(scaler.transform(clean[fold.test.numpy()]))
+        paths = [images.paths[image] for image in fold.test.tolist()]
+        found = table.loc[[(fold.repeat, path) for path in paths]].to_numpy()
+        assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--views", "2"), "--views is for --head study"),
+        (("--baselines", "none", "k-NN"), "--baselines names none and others"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    image_folder, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.setattr(compare, "load_folder", pytest.fail)
+    assert run_compare(image_folder, tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_with_too_few_repeats_nobody_is_tied(image_folder, tmp_path, capsys, small_views):
+    assert run_compare(image_folder, tmp_path, "--repeats", "2") == 0
+    printed = capsys.readouterr().out
+    assert "no verdict (fewer than 3 repeats: training noise not included)" in printed
+    assert "tied" not in printed and " best\n" not in printed
+    pairs = read_tables(tmp_path)["pairs"]
+    assert pairs.p_holm.isna().all() and set(pairs.verdict) == {"training noise not included"}
 
 
 def test_a_backbone_is_frozen_once_and_let_go_when_the_next_have_come(study):
@@ -305,6 +342,48 @@ def test_a_backbone_is_frozen_once_and_let_go_when_the_next_have_come(study):
     del frozen
     gc.collect()
     assert [reference() is None for reference in alive] == [True, False, False]
+
+
+def test_bf16_is_the_probes_own_choice_and_fp16_is_not(image_folder, monkeypatch):
+    """What was measured to make no difference is bf16; whoever asks for another gets it."""
+    parser = argparse.ArgumentParser()
+    compare.add_options(parser)
+
+    def clean_precision(fastest, *more):
+        machine = replace(this_machine(), precision=f"torch.{fastest}")
+        monkeypatch.setattr(options_module, "this_machine", lambda: machine)
+        given = ["--data", str(image_folder), "--models", "test_resnet", "--cache-dir", ""]
+        task = compare.make_task(parser.parse_args([*given, *more]))
+        return task.study.machine.clean_precision.removeprefix("torch.")
+
+    assert clean_precision("bfloat16") == "bfloat16"
+    assert clean_precision("float16") == "float32"
+    assert clean_precision("float32") == "float32"
+    assert clean_precision("float16", "--precision", "bf16") == "bfloat16"
+    assert clean_precision("bfloat16", "--precision", "fp32") == "float32"
+    assert clean_precision("bfloat16", "--head", "study") == "float32"
+
+
+def test_the_first_missing_part_of_a_backbone_is_expected_to_compute_its_features(
+    image_folder, tmp_path, monkeypatch, small_views
+):
+    expected = []
+    whole = candidates.expected_seconds
+
+    def asked(work):
+        expected.append(whole(work))
+        return expected[-1]
+
+    monkeypatch.setattr(candidates, "expected_seconds", asked)
+    assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
+    assert run_compare(image_folder, tmp_path) == 0
+    first, second = expected
+    assert set(first) == {*MODELS} and set(second) == {f"{name}, k-NN" for name in MODELS}
+    assert all(seconds > 0 for seconds in [*first.values(), *second.values()])
+    assert run_compare(image_folder, tmp_path / "all") == 0
+    both = expected[2]
+    for name in MODELS:  # whoever comes second finds the features
+        assert both[name] > 5 * both[f"{name}, k-NN"]
 
 
 # ---- parts from several machines ----------------------------------------------------------------
@@ -319,14 +398,14 @@ def test_shares_that_are_merged_give_the_files_of_one_run(
         capsys.readouterr()
         assert run_compare(image_folder, out, "--share", part) == 0
         printed = capsys.readouterr().out
-        assert "3 of 3 parts are to be computed" in printed
+        assert "2 of 2 parts are to be computed" in printed
         assert f"share {part} is done: give {out / 'result/compare_finished'}" in printed
         assert written(out) == []  # no tables, no figure
-    for method in ("predict_with_heads", "predict_with"):
+    for method in ("predict_with_probes", "predict_with"):
         monkeypatch.setattr(candidates, method, pytest.fail)  # nothing is computed again
     parts = [str(out / "result/compare_finished") for out in (first, second)]
     assert run_compare(image_folder, merged, "--merge", *parts) == 0
-    assert capsys.readouterr().out.count("3 parts taken over from") == 2
+    assert capsys.readouterr().out.count("2 parts taken over from") == 2
     for name, table in read_tables(whole).items():
         pd.testing.assert_frame_equal(table, read_tables(merged)[name], check_exact=True)
     one, other = (read_summary(out) | {"stamp": ""} for out in (whole, merged))
@@ -337,15 +416,17 @@ def test_shares_that_are_merged_give_the_files_of_one_run(
 def test_a_part_that_another_precision_has_computed_is_not_taken(
     image_folder, tmp_path, capsys, small_views
 ):
-    """Of heads, which train on random views; what sees the clean view alone is fp32 anywhere."""
+    """Of the study's heads, which train on random views; beside them k-NN sees the clean one
+    alone, fp32 anywhere."""
     there, here = tmp_path / "there", tmp_path / "here"
-    assert run_compare(image_folder, there, "--precision", "fp32") == 0
+    head = HEADS["study"]
+    assert run_compare(image_folder, there, "--precision", "fp32", *head) == 0
     finished = str(there / "result/compare_finished")
     capsys.readouterr()
-    options = ("--precision", "bf16", "--merge", finished)
+    options = ("--precision", "bf16", "--merge", finished, *head)
     assert run_compare(image_folder, here, *options) == 0
     printed = capsys.readouterr().out
-    assert "2 of 6 parts are to be computed: test_resnet; test_efficientnet\n" in printed
+    assert "2 of 4 parts are to be computed: test_resnet; test_efficientnet\n" in printed
     assert "the same" in printed and "--precision" in printed
     assert read_summary(here)["machine"]["precision"] == "torch.bfloat16"
     one, other = (read_tables(out)["metrics"].set_index("model") for out in (there, here))
@@ -356,7 +437,8 @@ def test_a_part_that_another_precision_has_computed_is_not_taken(
 def test_a_part_of_other_settings_or_views_is_not_taken(
     image_folder, tmp_path, capsys, monkeypatch, small_views
 ):
-    assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
+    head = HEADS["study"]
+    assert run_compare(image_folder, tmp_path, "--baselines", "none", *head) == 0
 
     def missing(*options):
         """What is computed, up to the first part."""
@@ -365,16 +447,18 @@ def test_a_part_of_other_settings_or_views_is_not_taken(
             run_compare(image_folder, tmp_path, "--baselines", "none", *options)
         return capsys.readouterr().out
 
-    def stop(*_):
+    def stop(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(candidates, "predict_with_heads", stop)
+    for method in ("predict_with_heads", "predict_with_probes"):
+        monkeypatch.setattr(candidates, method, stop)
     for options in (
-        ("--views", "1"),
-        ("--seed", "1"),
-        ("--folds", "3"),
-        ("--repeats", "1"),
-        ("--augment", "photos"),
+        ("--head", "probe"),
+        (*head, "--views", "1"),
+        (*head, "--seed", "1"),
+        (*head, "--folds", "3"),
+        (*head, "--repeats", "1"),
+        (*head, "--augment", "photos"),
     ):
         assert "2 of 2 parts are to be computed" in missing(*options)
 
@@ -510,7 +594,7 @@ def test_parts_that_other_versions_have_computed_are_named(
     image_folder, tmp_path, monkeypatch, capsys, small_views
 ):
     assert run_compare(image_folder, tmp_path, "--baselines", "none") == 0
-    assert "note:" not in capsys.readouterr().out
+    assert "parts were computed by" not in capsys.readouterr().out
     here = this_machine()
     newer = replace(here, versions=here.versions | {"torch": "99.0"})
     monkeypatch.setattr(compare, "chosen_machine", lambda precision: newer)
@@ -669,11 +753,18 @@ def results(out):
     return found
 
 
+@both_heads
 def test_labelled_test_images_are_scored_once_for_the_model_that_ranks_first(
-    drawn_split, tmp_path, capsys
+    drawn_split, tmp_path, capsys, monkeypatch, head
 ):
     folder = drawn_split(WITH_TEST)
-    assert run_compare(folder, tmp_path) == 0
+    asked = []
+    for method in ("predict_apart_with_head", "predict_apart_with_probe"):
+        whole = getattr(candidates, method)
+        monkeypatch.setattr(
+            candidates, method, lambda *given, whole=whole: asked.append(given) or whole(*given)
+        )
+    assert run_compare(folder, tmp_path, *HEADS[head]) == 0
     printed = capsys.readouterr().out
     tables = read_tables(tmp_path)
     metrics = tables["metrics"].set_index("model")
@@ -691,10 +782,12 @@ def test_labelled_test_images_are_scored_once_for_the_model_that_ranks_first(
     assert final.correct == (test.label == test.predicted).sum()
     assert final.accuracy == final.correct / 7
     assert final.accuracy_interval == accuracy_interval(final.correct, 7)
-    assert "lower log-loss" in final.ranking and "four fifths" in final.protocol
+    assert "lower log-loss" in final.ranking
+    protocols = {"study": "four fifths", "probe": "lowest mean log-loss on the inner fifths"}
+    assert protocols[head] in final.protocol
     assert f"test: accuracy {100 * final.accuracy:.1f} %" in printed
     assert f"{final.correct} of 7 images: {final.model}, which ranks first" in printed
-    assert printed.count("on the test images ...") == 1
+    assert len(asked) == 1
     assert not tables["predictions"].path.str.startswith("test/").any()
     assert len(record.machines) == 1 and final.machine == record.machine
 
@@ -721,7 +814,7 @@ def test_repeated_a_comparison_gives_the_same_bytes_and_asks_no_test_image_again
     assert "compare_test_STAMP.csv" in before
     for path in [*tmp_path.glob("result/*.*"), *tmp_path.glob("img/*")]:
         path.unlink()
-    for method in ("predict_with_heads", "predict_with", "predict_apart"):
+    for method in ("predict_with_probes", "predict_with", "predict_apart_with_probe"):
         monkeypatch.setattr(candidates, method, pytest.fail)
     assert run_compare(folder, tmp_path) == 0
     assert results(tmp_path) == before
@@ -733,7 +826,7 @@ def test_other_test_images_are_asked_anew_and_nothing_else_is(
     folder = drawn_split(WITH_TEST)
     assert run_compare(folder, tmp_path) == 0
     draw(folder / "test/disc/more.png", "disc", 99)
-    for method in ("predict_with_heads", "predict_with"):
+    for method in ("predict_with_probes", "predict_with"):
         monkeypatch.setattr(candidates, method, pytest.fail)
     capsys.readouterr()
     assert run_compare(folder, tmp_path) == 0
@@ -759,7 +852,7 @@ def test_what_is_asked_of_test_images_is_what_one_fold_of_all_images_trains(stud
     fold = fold_of_all(study.image_set.labels, seed=study.seed)
     (only,) = fold
     assert len(only.test) == 0 and len(only.val) == 3 and len(only.train) == 13
-    predicted = predict_apart(frozen, study, fold, study.image_set).probabilities
+    predicted = predict_apart_with_head(frozen, study, fold, study.image_set).probabilities
     on_fold = replace(study, fold=only)
     train_study(replace(frozen, features=frozen.features.on(only)), on_fold)
     with torch.inference_mode():
@@ -768,25 +861,16 @@ def test_what_is_asked_of_test_images_is_what_one_fold_of_all_images_trains(stud
     assert np.allclose(predicted[0], expected, atol=1e-4)
 
 
-def test_of_equal_accuracies_the_lower_loss_ranks_first_then_the_one_named_first():
-    probabilities, labels = random_predictions(repeats=1)
-    right = np.eye(3, dtype=np.float32)[labels][None]
-    unsure = (right * 0.5 + 0.5 / 3).astype(np.float32)
-
-    def scored(model, found, *, baseline=False):
-        predictions = Predictions(probabilities=found)
-        return score_model(model, predictions, labels, baseline=baseline, weights="", folds=2)
-
-    scores = [
-        scored("random", probabilities),
-        scored("unsure", unsure),
-        scored("sure", right),
-        scored("as sure", right),
-        scored("baseline", right, baseline=True),
-    ]
-    assert first_ranked(scores).model == "sure"
-    assert first_ranked(scores[:2]).model == "unsure"
-    assert first_ranked([scores[0], scores[4]]).model == "random"
+def test_the_probe_for_test_images_is_fitted_on_all_others(study):
+    study = replace(study, fold=everything_fold(study.image_set))
+    frozen = candidates.freeze_backbone("test_resnet", study, weights="none")
+    predicted = predict_apart_with_probe(frozen, study, 0.1, study.image_set).probabilities
+    clean = frozen.features.clean.numpy().astype(float)
+    labels = study.image_set.labels.numpy()
+    scaled = StandardScaler().fit_transform(clean)
+    regression = LogisticRegression(C=1 / (0.1 * len(labels)), tol=1e-9).fit(scaled, labels)
+    assert predicted.shape == (1, 16, 2) and predicted.dtype == np.float32
+    assert np.abs(predicted[0] - regression.predict_proba(scaled)).max() < 1e-4
 
 
 # ---- each model at its own size, and only once ---------------------------------------------------
@@ -800,9 +884,9 @@ def sized_views(image_folder, monkeypatch):
 
 
 def quick(image_folder, out, *more):
-    """Compares with one view, two folds and no baselines -> exit code."""
+    """Compares by the probe, on two folds, without baselines -> exit code."""
     arguments = ["compare", "--data", str(image_folder), "--weights", "none", "--cache-dir", ""]
-    arguments += ["--folds", "2", "--repeats", "1", "--baselines", "none", "--views", "0"]
+    arguments += ["--folds", "2", "--repeats", "1", "--baselines", "none"]
     return main([*arguments, "--out", str(out), *more])
 
 
@@ -846,7 +930,7 @@ def test_a_size_that_cannot_be_is_told_before_anything_is_computed(
         code = stopped.code
     assert code == 2
     printed = capsys.readouterr()
-    assert f"error: {message}" in printed.err and "..." not in printed.out
+    assert f"error: {message}" in printed.err and "to be computed" not in printed.out
     assert printed.err.count("\n") == 1
 
 
@@ -877,7 +961,7 @@ def test_one_model_under_two_names_is_refused(
     assert quick(image_folder, tmp_path, "--models", "test_efficientnet", *models) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1
-    assert "..." not in printed.out and written(tmp_path) == []
+    assert "to be computed" not in printed.out and written(tmp_path) == []
 
 
 def test_one_file_under_two_names_is_refused(
@@ -913,7 +997,7 @@ def test_a_classifier_that_no_file_holds_is_never_asked(drawn_split, tmp_path, c
     for kind, tensors in (("whole", state), ("headless", cut)):
         (tmp_path / kind).mkdir()
         save_file(tensors, tmp_path / kind / "test_resnet.safetensors")
-        options = ["--models", "test_resnet", "--baselines", "all"]
+        options = ["--models", "test_resnet", "--baselines", "zero-shot"]
         weights = ["--weights", str(tmp_path / kind)]
         assert quick(folder, tmp_path / kind, *options, *weights) == 0
         names = set(read_tables(tmp_path / kind)["metrics"].model)
@@ -950,6 +1034,15 @@ def test_odd_names_come_through_tables_and_figure(drawn_split, tmp_path, capsys)
     assert not table.map(lambda cell: str(cell).startswith(("=", "@", "+"))).any().any()
     with Image.open(next(tmp_path.glob("img/*.png"))) as figure:
         assert figure.width < 1500 and figure.height < 1500
+
+
+def test_columns_begin_one_below_the_other_in_korean_too():
+    lines = aligned([("model", "weights", ""), ("고양이.pth", "x", "best"), ("b", "내 가중치", "")])
+    assert lines == [
+        "model       weights",
+        "고양이.pth  x          best",
+        "b           내 가중치",
+    ]
 
 
 def test_many_models_make_no_endless_figure():

@@ -1,6 +1,7 @@
 """The study's findings: stopping rules on given curves, verdicts on planted differences, both modes
 of a frozen backbone."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -107,17 +108,21 @@ def test_the_most_frequent_class_is_scikit_learns():
         assert share == pytest.approx(expected)
 
 
-def made_up(folds, test_acc, epochs=6, best=2):
-    """Curves whose validation loss is lowest at `best`, with an accuracy on every fold."""
+def made_up(folds, test_acc, epochs=6, best=(2,)):
+    """Curves whose validation losses are lowest at the epochs `best`, in turn, with an accuracy on
+    every fold."""
     noise = np.random.default_rng(1).normal(0, 0.005, len(folds))
-    losses = tuple(abs(epoch - best) + 1.0 for epoch in range(epochs))
+    losses = [
+        tuple(abs(epoch - lowest) + 1.0 for epoch in range(epochs))
+        for lowest, _ in zip(itertools.cycle(best), folds)
+    ]
     accuracies = [(float(test_acc + extra),) * epochs for extra in noise * (1 + test_acc)]
     rising = [
         tuple(1.0 + 0.1 * epoch + float(extra) * epoch for epoch in range(epochs))
         for extra in noise
     ]
     return Curves(
-        val_loss=(losses,) * len(folds),
+        val_loss=tuple(losses),
         test_loss=tuple(rising),
         test_acc=tuple(accuracies),
         clean_acc=(0.9,) * len(folds),
@@ -143,7 +148,9 @@ def test_planted_differences_are_judged_and_missing_weights_leave_claims_undecid
     for training in list_trainings(infos):
         worse = training.weights == "random"
         accuracy = reached[training.pair.model] - 0.2 * worse
-        curves[training] = made_up(folds[training.pair.dataset], accuracy, best=2 + 2 * worse)
+        curves[training] = made_up(
+            folds[training.pair.dataset], accuracy, best=(4, 3) if worse else (2,)
+        )
     found = HeldOut(labels=labels, folds=folds, curves=curves)
     claims = judge_transfer(found)
     verdicts = {(one.claim, one.model): one.verdict for one in claims}

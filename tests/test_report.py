@@ -10,21 +10,33 @@ import sys
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from jinja2.exceptions import UndefinedError
 
 from benchmarks import enough_views
-from transferlab.heldout import ComparisonRecord, PairTest, Score, Scores
+from transferlab.compared import prediction_table
+from transferlab.data import Folds, HeldOutFold
+from transferlab.heldout import ComparisonRecord, Predictions
 from transferlab.machine import Machine
 from transferlab.metrics import Interval, PairedTest
 from transferlab.pretrained import WeightsInfo
 from transferlab.published import read_record
-from transferlab.records import BenchmarkRecord, DataInfo, RunRecord, StudyRecord, to_json
+from transferlab.records import BenchmarkRecord, DataInfo, StudyRecord, to_json
 from transferlab.train import Settings
+from transferlab.verdicts import (
+    IDENTICAL,
+    TOO_FEW_REPEATS,
+    PairTest,
+    compare_pairs,
+    score_model,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "report"), str(ROOT / "tools")]
@@ -40,7 +52,7 @@ import technique_results  # noqa: E402
 import typed  # noqa: E402
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def context():
     return sources.load_context()
 
@@ -132,7 +144,6 @@ DEFINITIONS = [
     "−1%포인트",
     r"0\.02",
     "시드 (0–9|10–19)",
-    "1, 2, 3, 5 %p",
     "5에포크|5번",
     "15 %",
     "정답의 0[.]1을",
@@ -145,8 +156,8 @@ DEFINITIONS = [
     "0의 한쪽",
     "1입니다",
     "2.5–97.5 %",
-    "양쪽 5 %, 검정력 80 %",
     "fp32",
+    "bf16",
     "1이면",
     "B[03]",
     r"^\d\. ",
@@ -168,15 +179,8 @@ def test_no_number_is_written_by_hand(name):
 
 def make_pair(a, b, difference, verdict, *, low=0.01, high=0.95):
     """A pair of a comparison."""
-    return PairTest(
-        model_a=a,
-        model_b=b,
-        test=PairedTest(difference=difference, error=0.01, low=low, high=high, p=0.01),
-        p_holm=0.01,
-        detectable=0.05,
-        images_needed=(4000, 1000, 400, 160),
-        verdict=verdict,
-    )
+    test = PairedTest(difference=difference, error=0.01, low=low, high=high, p=0.01)
+    return PairTest(model_a=a, model_b=b, test=test, resampled=test, p_holm=0.01, verdict=verdict)
 
 
 def test_a_ranking_without_a_test_is_refused():
@@ -205,6 +209,18 @@ def test_a_ranking_without_a_test_is_refused():
     undecided = render.rank(replace(pair, test=with_zero, verdict="indistinguishable"))
     assert "구별할 수 없습니다" in undecided and not render.RANKS.search(undecided)
     for wrong in (replace(pair, test=with_zero), replace(pair, verdict="b better")):
+        with pytest.raises(SystemExit, match="does not follow"):
+            render.rank(wrong)
+
+
+def test_a_pair_that_is_alike_or_not_judged_is_not_ranked():
+    pair = make_pair("a", "b", 0.05, TOO_FEW_REPEATS, low=0.01, high=0.09)
+    not_judged = render.rank(replace(pair, p_holm=None))
+    assert not_judged.endswith("판정하지 않습니다") and not render.RANKS.search(not_judged)
+    nothing = PairedTest(difference=0, error=0, low=0, high=0, p=1)
+    alike = render.rank(replace(pair, test=nothing, p_holm=1, verdict=IDENTICAL))
+    assert alike.endswith("**맞힌 이미지가 모두 같습니다**") and not render.RANKS.search(alike)
+    for wrong in (pair, replace(pair, verdict=IDENTICAL)):
         with pytest.raises(SystemExit, match="does not follow"):
             render.rank(wrong)
 
@@ -365,27 +381,30 @@ def made_up_weights(*names):
     )
 
 
-def write_summary(tmp_path, weights):
+def write_summary(tmp_path, head):
     """A comparison's record on insects."""
-    record = RunRecord(
-        kind="compare",
+    record = ComparisonRecord(
+        head=head,
         data=(DataInfo(name="insects", digest="d"),),
-        weights=weights,
+        weights=made_up_weights("a", "b"),
         machine=MACHINE,
+        folds=5,
+        repeats=5,
+        fold_hash="f",
     )
     path = tmp_path / "result/compare_summary_20260101_000000.json"
     path.write_text(to_json(record))
 
 
-def test_a_comparison_is_named_with_its_dataset(tmp_path, monkeypatch):
+def test_a_comparison_is_named_with_its_head_and_dataset(tmp_path, monkeypatch):
     (tmp_path / "result").mkdir()
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     (tmp_path / "result/compare_metrics_20260101_000000.csv").write_text("model\n")
-    write_summary(tmp_path, made_up_weights("a", "b"))
+    write_summary(tmp_path, "probe")
     name, files = publish.name_benchmark("compare_20260101_000000")
     assert name == "compare/insects" and len(files) == 2
-    write_summary(tmp_path, made_up_weights("a", "b", "c"))
-    assert publish.name_benchmark("compare_20260101_000000")[0] == "architectures/insects"
+    write_summary(tmp_path, "study")
+    assert publish.name_benchmark("compare_20260101_000000")[0] == "study_head/insects"
     with pytest.raises(publish.UserError, match="no files of views_20260101_000000"):
         publish.name_benchmark("views_20260101_000000")
 
@@ -429,21 +448,26 @@ def test_it_says_how_views_are_used_under_either_rule(context):
         report_of(with_settings(context, rule="other"))
 
 
-def test_what_was_measured_with_other_views_says_so(context):
-    """Beside runs of 4 kept views, a comparison and a benchmark with 30 fresh ones."""
+def study_head_with(both, settings):
+    """Comparisons by both heads, the study's trained with these settings."""
+    record = replace(both.study.record, settings=settings)
+    return replace(both, study=replace(both.study, record=record))
+
+
+def test_what_was_measured_with_other_views_says_so(context, both_heads):
+    """Beside runs of 4 kept views, the study's head and a benchmark with 30 fresh ones."""
     fresh = Settings(views=30, rule="cycle")
-    compared = context.compared_faces
     roofline = context.roofline
     kept = replace(
         with_settings(context, views=4, rule="clean+cycle"),
-        compared_faces=replace(compared, record=replace(compared.record, settings=fresh)),
+        compared_faces=study_head_with(both_heads, fresh),
         roofline=replace(roofline, record=replace(roofline.record, settings=fresh)),
     )
     report = report_of(kept)
-    assert f"{compared.data.n}장, 뷰 30벌." in report
+    assert "연구의 헤드(뷰 30벌)로는 " in report and "| 연구의 헤드, 뷰 30벌 |" in report
     assert "*연구의 나눔, 뷰 30벌." in report
-    same = with_settings(kept, views=30, rule="cycle")
-    assert f"{compared.data.n}장." in report_of(same)
+    report = report_of(with_settings(kept, views=30, rule="cycle"))
+    assert "연구의 헤드로는 " in report and "| 연구의 헤드 |" in report
 
 
 FRESH = {"views": 30, "rule": "cycle"}
@@ -453,7 +477,7 @@ KEPT = {"views": 4, "rule": "clean+cycle"}
 def measured_with(context, benchmark_schema, settings):
     """The same report, all that was measured beside the runs made with these settings."""
     changed = {}
-    for name in ("compared_faces", "engine", "findings", "roofline", "scaling", "techniques"):
+    for name in ("engine", "findings", "roofline", "scaling", "techniques"):
         found = getattr(context, name)
         record = replace(found.record, settings=Settings(**settings), schema=benchmark_schema)
         changed[name] = replace(found, record=record)
@@ -464,7 +488,7 @@ def measured_with(context, benchmark_schema, settings):
 
 def bullets(context):
     """The lines of the README's results that tell of something beside the runs."""
-    starts = ("교차 검증", "연구의 발견", "백본을 가장", "다른 도구", "전이 기법을")
+    starts = ("연구의 발견", "백본을 가장", "다른 도구", "전이 기법을")
     lines = [line for line in readme_of(context).splitlines() if line.startswith("- ")]
     return [line for start in starts for line in lines if line.startswith(f"- {start}")]
 
@@ -473,13 +497,11 @@ def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(conte
     """All of the README's bullets and of the table of growth; none of them where runs and the rest
     saw the same views."""
     beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
-    assert len(bullets(beside)) == 5
+    assert len(bullets(beside)) == 4
     assert all("뷰 30벌" in line for line in bullets(beside))
     report = report_of(beside)
     for part in (
-        "교차 검증(뷰 30벌)으로",
         "표로 시험했습니다(뷰 30벌):",
-        "왼쪽은 만화 얼굴(held-out 프로토콜, 뷰 30벌)",
         "배가 들었습니다(뷰 30벌).",
         "조기 종료 없음, 뷰 30벌)",
         "기본값만큼(잴 때 뷰 30벌)",
@@ -518,19 +540,6 @@ def test_the_rates_of_a_roofline_are_called_what_they_are(context):
         record = replace(context.roofline.record, schema=schema)
         report = report_of(replace(context, roofline=replace(context.roofline, record=record)))
         assert heading in report
-
-
-def test_the_overview_says_where_its_sides_saw_other_views(context):
-    """Faces from a comparison beside insects from runs."""
-    beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
-    titles = [axis.get_title() for axis in overview.draw_overview(beside).axes]
-    assert ", 30 random views: " in titles[0]
-    assert titles[1].endswith(", clean + 4 random views")
-    alike = measured_with(with_settings(context, **KEPT), 2, KEPT)
-    for one in (alike, replace(beside, compared_faces=None)):
-        titles = [axis.get_title() for axis in overview.draw_overview(one).axes]
-        assert not [title for title in titles if "views" in title]
-    plt.close("all")
 
 
 def test_views_that_passed_beforehand_are_named(context):
@@ -818,84 +827,337 @@ def test_what_only_a_gpu_measured_is_shown(context, made_up_techniques):
 # ---- comparisons -----------------------------------------------------------------------------
 
 
-def made_up_scores(name, accuracy):
-    """A row of the table of scores."""
-    other = Score(value=0.5, interval=Interval(low=0.1, high=0.95))
-    return Scores(
-        model=name,
-        baseline="," in name,
-        weights="made up",
-        n=10,
-        folds=5,
-        accuracy_score=replace(other, value=accuracy),
-        log_loss=replace(other, value=1.0),
-        brier=other,
-        macro_f1=other,
-        ece=0.1,
-    )
+N = 60
+K = 3
+CLASSES = ("ants", "bees")
+SHARES = {"resnet50": 0.5, "densenet121": 0.6, "efficientnet_lite0": 0.97, "b": 0.95}
+BASELINES = {
+    "densenet121, k-NN": 0.5,
+    "efficientnet_lite0, zero-shot": 0.9,
+    "majority class": 0.5,
+}
+LABELS = np.arange(N) % 2
 
 
-def test_architectures_stand_in_a_matrix_of_differences(context, tmp_path):
-    """Three models whose predictions are given: rows less columns, bold where the verdict says so,
-    another sign on the other side."""
-    right = {"a": 9, "b": 6, "c": 5}
-    predictions = pd.DataFrame(
-        [
-            {"model": name, "label": 0, "predicted": int(image >= k)}
-            for name, k in right.items()
-            for image in range(10)
-        ]
-    )
-    predictions = pd.concat(
-        [predictions, predictions[predictions.model == "a"].assign(model="a, k-NN")]
-    )
-    scores = [made_up_scores(name, k / 10) for name, k in [*right.items(), ("a, k-NN", 9)]]
-    pairs = [
-        make_pair("a", "b", 0.3, "a better"),
-        make_pair("a", "c", 0.4, "a better"),
-        make_pair("b", "c", 0.1, "indistinguishable"),
+def made_up_folds(repeats):
+    """Three folds, in every repeat others."""
+    images = torch.arange(N)
+    folds = []
+    for repeat in range(repeats):
+        numbers = images.roll(7 * repeat) % K
+        for number in range(K):
+            fold = HeldOutFold(
+                train=images[numbers != number],
+                val=images[:0],
+                test=images[numbers == number],
+                repeat=repeat,
+                number=number,
+            )
+            folds.append(fold)
+    return Folds(folds=tuple(folds), k=K, repeats=repeats)
+
+
+def made_up_predictions(shares, repeats, seed):
+    """{name: predictions} that are right on about these shares of the images."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for name, share in shares.items():
+        asked = 1 if name.endswith("zero-shot") else repeats
+        right = random.random((asked, N)) < share
+        of_true = np.where(right, 0.8, 0.3) + 0.1 * random.random((asked, N))
+        of_bees = np.where(LABELS == 1, of_true, 1 - of_true)
+        probabilities = np.stack([1 - of_bees, of_bees], axis=2)
+        found[name] = Predictions(probabilities=probabilities.astype(np.float32))
+    return found
+
+
+def write_made_up(root, kind, repeats=3):
+    """Writes a comparison as the command does -> {(place, kind of file): path}."""
+    head = comparisons.HEADS[kind]
+    folds = made_up_folds(repeats)
+    models = made_up_predictions(SHARES, repeats, len(kind))
+    found = models | (made_up_predictions(BASELINES, repeats, 0) if head == "probe" else {})
+    scores = [
+        score_model(
+            name, one, LABELS, baseline=name in BASELINES, weights="made up", folds=len(folds)
+        )
+        for name, one in found.items()
     ]
+    image_set = SimpleNamespace(
+        name="d", classes=CLASSES, labels=torch.from_numpy(LABELS), paths=[f"{i}" for i in range(N)]
+    )
+    task = SimpleNamespace(folds=folds, prefix=Path("train"))
+    tables = {
+        "metrics": pd.DataFrame([replace(one, seconds=2.5).row() for one in scores]),
+        "pairs": pd.DataFrame([pair.row() for pair in compare_pairs(models, LABELS, folds)]),
+        "predictions": prediction_table(
+            SimpleNamespace(image_set=image_set, task=task, found=found)
+        ),
+    }
     record = ComparisonRecord(
-        data=(DataInfo(name="d", digest="digest", n=10),),
-        weights=made_up_weights("a", "b", "c"),
+        head=head,
+        data=(DataInfo(name="d", digest="digest", n=N, classes=CLASSES),),
+        weights=made_up_weights(*SHARES),
         machine=MACHINE,
-        settings=context.runs["resnet50"].record.settings,
-        folds=5,
-        repeats=1,
+        settings=None if head == "probe" else Settings(),
+        folds=K,
+        repeats=repeats,
         fold_hash="f",
     )
-    (tmp_path / "summary.json").write_text(to_json(record))
-    paths = {("architectures/d", "summary/compare"): "summary.json"}
-    tables = {
-        "metrics": pd.DataFrame([one.row() for one in scores]),
-        "pairs": pd.DataFrame([pair.row() for pair in pairs]),
-        "predictions": predictions,
-    }
-    for part, table in tables.items():
-        table.to_csv(tmp_path / f"{part}.csv", index=False)
-        paths["architectures/d", f"result/compare_{part}"] = f"{part}.csv"
-    made_up = named.Named(root=tmp_path, paths=paths)
-    compared = comparisons.read_comparison(made_up, "d", "architectures")
-    assert compared.scores == tuple(scores) and compared.pairs == tuple(pairs)
-    told = replace(
-        context,
-        architectures=(compared,),
-        figures=context.figures | {"architectures/d/img/compare": "img/made_up.png"},
-    )
+    (root / kind).mkdir()
+    (root / f"{kind}/summary.json").write_text(to_json(record), encoding="utf-8")
+    paths = {(f"{kind}/d", "summary/compare"): f"{kind}/summary.json"}
+    for name, table in tables.items():
+        table.to_csv(root / f"{kind}/{name}.csv", index=False)
+        paths[f"{kind}/d", f"result/compare_{name}"] = f"{kind}/{name}.csv"
+    return paths
+
+
+def made_up_heads(root, repeats=3):
+    """Comparisons by both heads, named."""
+    paths = write_made_up(root, "compare", repeats) | write_made_up(root, "study_head", repeats)
+    return named.Named(root=root, paths=paths)
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    return made_up_heads(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def both_heads(tmp_path_factory):
+    root = tmp_path_factory.mktemp("heads")
+    return comparisons.read_both_heads(made_up_heads(root), "d")
+
+
+def test_a_comparison_is_computed_again_from_its_predictions(both_heads):
+    found = made_up_predictions(SHARES, 3, len("compare"))
+    compared = both_heads.probe
+    assert compared.pairs == tuple(compare_pairs(found, LABELS, made_up_folds(3)))
+    for name, one in found.items():
+        again = score_model(name, one, LABELS, baseline=False, weights="", folds=9)
+        assert compared.of(name) == again
+    assert [one.model for one in compared.scores] == [*SHARES, *BASELINES]
+    assert compared.models[0].model == "efficientnet_lite0"  # as they rank, not as they were asked
+    pair = compared.pair("densenet121", "resnet50")
+    assert (pair.model_a, pair.model_b) == ("resnet50", "densenet121")
+    with pytest.raises(SystemExit, match="vit was not compared on d"):
+        compared.of("vit")
+    with pytest.raises(SystemExit, match="vit and b were not compared on d"):
+        compared.pair("vit", "b")
+
+
+def change_table(made_up, name, change):
+    """Changes a table of the comparison by the probe."""
+    path = made_up.root / f"compare/{name}.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+OTHERS = {
+    "metrics": [
+        *(f"{name}{end}" for name in ("accuracy", "log_loss") for end in ("", "_low", "_high")),
+        *("brier", "macro_f1_high", "ece", "n", "folds", "baseline"),
+    ],
+    "pairs": [
+        *("difference", "error", "low", "high", "p", "p_holm", "detectable"),
+        *("images_for_1_points", "images_for_5_points", "verdict"),
+        *("t_error", "t_low", "t_high", "t_p"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name, columns in OTHERS.items() for column in columns]
+)
+def test_a_table_that_does_not_follow_from_its_predictions_is_refused(made_up, name, column):
+    """One value in the second row: another one, or none."""
+
+    def change(table):
+        value = table.loc[1, column]
+        if column == "baseline":
+            table.loc[1, column] = not value
+        elif column == "verdict":
+            table.loc[1, column] = f"{table.model_a[1]} better"
+        else:
+            table.loc[1, column] = value + (1 if float(value).is_integer() else 2e-5)
+        return table
+
+    change_table(made_up, name, change)
+    with pytest.raises(SystemExit, match=rf" {column} .* does not follow from its predictions"):
+        comparisons.read_both_heads(made_up, "d")
+    change_table(made_up, name, lambda table: table.drop(columns=column))
+    with pytest.raises(SystemExit, match=rf" {column} None does not follow"):
+        comparisons.read_both_heads(made_up, "d")
+
+
+def test_a_verdict_that_the_test_does_not_give_is_refused(made_up):
+    def change(table):
+        table.loc[table.verdict == "indistinguishable", "p_holm"] = None
+        return table
+
+    change_table(made_up, "pairs", change)
+    with pytest.raises(SystemExit, match="p_holm None does not follow"):
+        comparisons.read_both_heads(made_up, "d")
+
+
+@pytest.mark.parametrize("name", ["metrics", "pairs"])
+def test_a_table_with_other_rows_is_refused(made_up, name):
+    """One row less, the first one twice, another name; in another order they are the same."""
+    path = made_up.root / f"compare/{name}.csv"
+    table = pd.read_csv(path)
+    column = table.columns[0]
+    renamed = table.assign(**{column: ["vit", *table[column][1:]]})
+    for other in (table[1:], pd.concat([table, table[:1]]), renamed):
+        other.to_csv(path, index=False)
+        with pytest.raises(SystemExit, match="has other rows"):
+            comparisons.read_both_heads(made_up, "d")
+    table[::-1].to_csv(path, index=False)
+    assert comparisons.read_both_heads(made_up, "d")
+
+
+def flip(table):
+    """Another class predicted than the probabilities say."""
+    table.loc[3, "predicted"] = "ants" if table.predicted[3] == "bees" else "bees"
+    return table
+
+
+def rename(table):
+    """Another image."""
+    table.loc[5, "path"] = "train/elsewhere"
+    return table
+
+
+def relabel(table):
+    """Another label."""
+    table.loc[N, "label"] = "bees"
+    return table
+
+
+def move(table):
+    """Another fold."""
+    table.loc[2 * N, "fold"] = 1 - table.fold[2 * N]
+    return table
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (flip, "in repeat 0 are not of the most probable classes"),
+        (rename, "resnet50 on d in repeat 1 are not of the 60 images"),
+        (relabel, "resnet50 on d in repeat 1 are not of the 60 images"),
+        (move, "densenet121 on d in repeat 2 are of other folds"),
+        (lambda table: table[table.index % N < 50], "are not of the 60 images"),
+        (lambda table: table[N:], r"resnet50 on d: predictions of \[.*1.*2.*\], not repeats"),
+        (lambda table: table[table.model != "b"], r"b on d: predictions of \[\], not repeats"),
+    ],
+)
+def test_predictions_of_other_images_folds_or_models_are_refused(made_up, change, reason):
+    change_table(made_up, "predictions", change)
+    with pytest.raises(SystemExit, match=reason):
+        comparisons.read_both_heads(made_up, "d")
+
+
+def change_record(made_up, kind, **changes):
+    """Changes a comparison's record."""
+    path = made_up.root / f"{kind}/summary.json"
+    path.write_text(to_json(replace(read_record(path, ComparisonRecord), **changes)))
+
+
+def test_two_heads_stand_side_by_side_only_where_all_else_is_the_same(made_up):
+    other = replace(made_up_weights("b")[0], sha256="b" * 64)
+    weights = (*made_up_weights(*SHARES)[:3], other)
+    data = DataInfo(name="d", digest="other", n=N, classes=CLASSES)
+    for changes in ({"fold_hash": "g"}, {"weights": weights}, {"data": (data,)}):
+        path = made_up.root / "study_head/summary.json"
+        before = path.read_text(encoding="utf-8")
+        change_record(made_up, "study_head", **changes)
+        with pytest.raises(SystemExit, match="are of other images, folds or weights"):
+            comparisons.read_both_heads(made_up, "d")
+        path.write_text(before, encoding="utf-8")
+    change_record(made_up, "compare", head="study")
+    with pytest.raises(SystemExit, match="is of the head 'study'"):
+        comparisons.read_both_heads(made_up, "d")
+    for kind in comparisons.HEADS:
+        paths = {key: path for key, path in made_up.paths.items() if key[0] != f"{kind}/d"}
+        assert comparisons.read_both_heads(named.Named(root=made_up.root, paths=paths), "d") is None
+
+
+def test_both_heads_stand_in_one_table(context, both_heads):
+    """In the order of the ranking, the tied ones marked; the test of two models by either head."""
+    told = replace(context, compared_faces=both_heads, compared_insects=None)
     lines = report_of(told).splitlines()
-    first = lines.index("| 행 − 열 | a | b | c |")
-    assert lines[first + 1 : first + 6] == [
-        "|---|---|---|---|",
-        "| a | | **+30.0** | **+40.0** |",
-        "| b | **-30.0** | | +10.0 |",
-        "| c | **-40.0** | -10.0 | |",
-        "",
-    ]
-    assert any("짝 3개 가운데 2개가 구별됩니다" in line for line in lines)
-    assert not any("k-NN" in line for line in lines[first - 7 : first])
-    tables["pairs"].assign(difference=0.2).to_csv(tmp_path / "pairs.csv", index=False)
-    with pytest.raises(SystemExit, match="does not follow from their predictions"):
-        comparisons.read_comparison(made_up, "d", "architectures")
+    place = next(i for i, line in enumerate(lines) if line.startswith("| 데이터 | 모델 | 로지스틱"))
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[place + 2 :][:4]]
+    assert not lines[place + 6]
+    tied = {row[1]: row[4] for row in shown}
+    assert tied == {"efficientnet_lite0": "○", "b": "○", "densenet121": "", "resnet50": ""}
+    assert [row[1] for row in shown] == [one.model for one in both_heads.probe.models]
+    for row in shown:
+        scores = [one.of(row[1]) for one in (both_heads.probe, both_heads.study)]
+        values = [typed.mean(one.accuracy) for one in scores]
+        intervals = [typed.interval(one.accuracy_interval) for one in scores]
+        assert row == ["d", row[1], values[0], intervals[0], row[4], values[1], intervals[1], "m"]
+    (line,) = [line for line in lines if line.startswith("**held-out 프로토콜에서.**")]
+    for head, one in (("로지스틱 회귀", both_heads.probe), ("연구의 헤드", both_heads.study)):
+        assert f"{head}로는 {render.rank(one.pair('resnet50', 'densenet121'))}." in line
+    report = "\n".join(lines)
+    assert f"densenet121 {typed.mean(both_heads.probe.of('densenet121').accuracy)}이고" in report
+    assert "알아볼 수 있었을 가장 작은 차이는" in report
+    assert "- 교차 검증(로지스틱 회귀, 층화 3겹 × 3번, 60장): " in readme_of(told)
+    assert "깨끗한 뷰의 특징은 bf16" not in report
+    machine = replace(MACHINE, clean_precision="torch.bfloat16")
+    record = replace(both_heads.probe.record, machine=machine)
+    rounded = replace(both_heads, probe=replace(both_heads.probe, record=record))
+    assert "층화 3겹 × 3번, 깨끗한 뷰의 특징은 bf16, 값은" in report_of(
+        replace(told, compared_faces=rounded)
+    )
+    without = replace(told, compared_faces=None)
+    assert "## 10. 여러 구조" not in report_of(without) and "교차 검증(" not in readme_of(without)
+
+
+def test_random_weights_are_told_as_such_beside_others(context, both_heads):
+    weights = both_heads.probe.record.weights
+    random = replace(weights[0], kind="random", label="random")
+    record = replace(both_heads.probe.record, weights=(random, *weights[1:]))
+    both = replace(both_heads, probe=replace(both_heads.probe, record=record))
+    report = report_of(replace(context, compared_faces=both, compared_insects=None))
+    (line,) = [line for line in report.splitlines() if line.startswith("| d | resnet50 |")]
+    assert "measures no transfer" in line
+
+
+def test_baselines_of_one_backbone_stand_beside_it(context, both_heads):
+    told = replace(context, compared_faces=None, compared_insects=both_heads)
+    lines = report_of(told).splitlines()
+    place = lines.index("held-out 프로토콜(로지스틱 회귀, 두 나눔을 합친 60장)과 기준선:")
+    names = ["efficientnet_lite0", "efficientnet_lite0, zero-shot", "majority class"]
+    shown = lines[place + 4 : place + 7]
+    assert [line.split("|")[1].strip() for line in shown] == names and not lines[place + 7]
+
+
+def test_what_too_few_repeats_give_is_no_headline(context, tmp_path):
+    few = comparisons.read_both_heads(made_up_heads(tmp_path, repeats=2), "d")
+    told = replace(context, compared_faces=few, compared_insects=None)
+    report = report_of(told)
+    assert "교차 검증으로" not in report and "교차 검증(" not in readme_of(told)
+    assert report.count("판정하지 않습니다") == 2 and "○" not in report
+
+
+def test_the_overview_shows_faces_by_the_probe(context, both_heads):
+    """Of random weights it says so; without a comparison the study's split."""
+    told = replace(context, compared_faces=both_heads)
+    left = overview.draw_overview(told).axes[0]
+    assert left.get_title() == "faces, held-out folds by the probe, n = 60: indistinguishable"
+    names = ("resnet50", "densenet121")
+    shown = [text.get_text() for text in left.texts if re.fullmatch(r"\d+[.]\d", text.get_text())]
+    assert shown == [f"{100 * both_heads.probe.of(name).accuracy:.1f}" for name in names]
+    weights = both_heads.probe.record.weights
+    random = tuple(replace(info, kind="random") for info in weights)
+    record = replace(both_heads.probe.record, weights=random)
+    marks = overview.marks_of_models(replace(both_heads.probe, record=record), names)
+    assert [mark.random for mark in marks] == [True, True]
+    left = overview.draw_overview(replace(context, compared_faces=None)).axes[0]
+    assert left.get_title().startswith("faces, study's split, n = ")
+    plt.close("all")
 
 
 def test_confusions_as_frequent_as_the_third_are_told():

@@ -389,7 +389,7 @@ def test_wrong_options_exit_with_2(arguments):
 
 
 def test_every_option_has_an_example(capsys):
-    examples = {"run": 7, "weights": 2, "cache": 2, "compare": 15, "audit": 5}
+    examples = {"run": 7, "weights": 2, "cache": 2, "compare": 16, "audit": 5}
     assert set(find_commands()) >= set(examples)
     for command, count in examples.items():
         with pytest.raises(SystemExit):

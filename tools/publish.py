@@ -34,6 +34,7 @@ from transferlab.commands.run import (
 from transferlab.errors import UserError
 from transferlab.files import replace_whole, scratch_folder
 from transferlab.finished import held_stamps, publish_outputs
+from transferlab.heldout import ComparisonRecord
 from transferlab.pretrained import check_weights_place
 from transferlab.published import read_record
 from transferlab.records import RunRecord
@@ -110,8 +111,8 @@ def name_benchmark(name: str) -> tuple[str, list[Path]]:
     """Returns what a benchmark is named by, and its files, by its name and stamp.
 
     The files are result/benchmarks/NAME*_STAMP.* and img/NAME_STAMP.png. A comparison or an audit
-    has its files in result/ and is named with its dataset: compare/hymenoptera_data; one of more
-    than two backbones architectures/hymenoptera_data.
+    has its files in result/ and is named with its dataset: compare/hymenoptera_data; one by the
+    study's head study_head/hymenoptera_data.
 
     Raises:
         UserError: it wrote none.
@@ -127,9 +128,10 @@ def name_benchmark(name: str) -> tuple[str, list[Path]]:
         remedy = "give the name and stamp of what has finished"
         raise UserError(f"no files of {name} in {place.relative_to(ROOT)}: {remedy}")
     if is_command:
-        record = read_record(place / f"{kind}_summary_{stamp}.json", RunRecord)
-        many = len(record.weights) > 2
-        kind = f"{'architectures' if many else kind}/{record.data[0].name}"
+        of_kind = ComparisonRecord if kind == "compare" else RunRecord
+        record = read_record(place / f"{kind}_summary_{stamp}.json", of_kind)
+        by_study = isinstance(record, ComparisonRecord) and record.head == "study"
+        kind = f"{'study_head' if by_study else kind}/{record.data[0].name}"
     return kind, files
 
 

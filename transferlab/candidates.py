@@ -1,15 +1,16 @@
 """The models of a comparison, and what is to be computed of each: every point is kept when it is
 finished."""
 
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -24,21 +25,28 @@ from .heldout import (
     fold_of_all,
     keep_predictions,
     kept_predictions,
-    predict_apart,
+    predict_apart_with_head,
+    predict_apart_with_probe,
     predict_with,
     predict_with_heads,
+    predict_with_probes,
     predict_zero_shot,
     shorten,
     zero_shot_classes,
 )
 from .plan import Plan, Point
 from .pretrained import WeightsInfo, state_hash
+from .probe import STRENGTHS
+from .progress import Progress
 from .store import Store
 from .study import Frozen, Study, check_backbone, freeze_backbone
 from .views import identity_of, info_of
 
 NEIGHBOURS = (1, 5, 15)
-STRENGTHS = tuple(10.0**power for power in range(-5, 1))  # scikit-learn's C
+HEADS = ("probe", "study")  # what is fitted on frozen features
+BASELINES = ("majority", "k-NN", "zero-shot", "random")
+UNASKED = BASELINES[:-1]  # those that are computed unless others are asked for
+FITTING = 0.2  # of the seconds of the forwards: what fitting is expected to take, roughly
 
 
 # ---- a comparison and its models -------------------------------------------------------------
@@ -51,7 +59,8 @@ class Task:
     studies: dict[str, Study]  # by model: the same, in pictures of its size
     folds: Folds
     weights: str  # where they come from
-    baselines: bool
+    head: str  # one of HEADS
+    baselines: tuple[str, ...]  # of BASELINES
     prefix: Path  # from the folder that was named to that of the images
     apart: ImageSet | None = None  # labelled test images: the model that ranks first gets them
 
@@ -59,6 +68,11 @@ class Task:
     def study(self) -> Study:
         """The study of the first model, for what is the same in all."""
         return next(iter(self.studies.values()))
+
+    @property
+    def progress(self) -> Progress:
+        """Of all that is computed; the studies share it."""
+        return self.study.renderer.progress
 
     @property
     def sizes(self) -> dict[int, list[str]]:
@@ -84,6 +98,19 @@ class Original:
     body: str  # hash of all but the classifier
     classifier: nn.Module
     classes: list[int] | None  # ImageNet's for those of the folder; None: it cannot be asked
+    seconds: float  # of one picture: right in proportion to those of other models
+
+
+def time_picture(body: nn.Module, size: int) -> float:
+    """The seconds that a backbone takes for one picture of `size` pixels a side, the fastest of
+    three."""
+    picture = torch.zeros(1, 3, size, size)
+    moments = [time.perf_counter()]
+    with torch.inference_mode():
+        for _ in range(3):
+            body.eval()(picture)
+            moments.append(time.perf_counter())
+    return min(end - start for start, end in pairwise(moments))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +137,8 @@ class Candidate:
         known = zero_shot_classes(self.study.image_set.classes)
         of_imagenet = info.measures_transfer and model.num_classes == 1000
         classifier = model.get_classifier()
-        check_backbone(model, self.name, self.study.renderer.augmentation.size)
+        size = self.study.renderer.augmentation.size
+        check_backbone(model, self.name, size)
         model.reset_classifier(0)
         return Original(
             info=info,
@@ -118,6 +146,7 @@ class Candidate:
             body=state_hash(model),
             classifier=classifier,
             classes=known if of_imagenet else None,
+            seconds=time_picture(model, size),
         )
 
     @property
@@ -137,8 +166,15 @@ class Candidate:
             raise UserError(f"the weights of {self.name} have changed meanwhile: run again")
         return frozen
 
-    def key(self, method: str, choices: Sequence[ClassifierMixin] = ()) -> PredictionKey:
-        """What predictions by a method depend on; those without a head see only the clean view."""
+    @property
+    def images(self) -> int:
+        """How many pictures its head is fitted on: every view counts."""
+        study = self.study
+        views = 1 if self.task.head == "probe" else 1 + study.settings.views
+        return views * len(study.image_set.labels)
+
+    def key(self, method: str, choices: Sequence[object] = ()) -> PredictionKey:
+        """What predictions by a method depend on; the study's head alone sees random views."""
         study = self.study
         heads = method == "head"
         return PredictionKey(
@@ -155,8 +191,21 @@ class Candidate:
             choices=tuple(str(one) for one in choices),
         )
 
+    @property
+    def head_key(self) -> PredictionKey:
+        """What the predictions of its head depend on."""
+        return self.key("probe", STRENGTHS) if self.task.head == "probe" else self.key("head")
+
     def head(self) -> Predictions:
-        """The study's head on its frozen features."""
+        """The probe, or the study's head, on its frozen features."""
+        if self.task.head == "probe":
+            return predict_with_probes(
+                self.frozen.features.clean,
+                self.study.image_set,
+                self.task.folds,
+                precision=self.study.machine.precision_of(0),
+                tell=self.task.progress.refresh,
+            )
         return predict_with_heads(self.frozen, self.study, self.task.folds)
 
     def fitted(self, classifiers: Sequence[ClassifierMixin]) -> Predictions:
@@ -171,15 +220,20 @@ class Candidate:
             original.classifier, original.classes or (), self.frozen.features.clean
         )
 
-    def test_point(self, apart: ImageSet) -> Point:
-        """The study's head, fitted on all images, for those that were kept apart."""
+    def test_point(self, apart: ImageSet, folded: Predictions) -> Point:
+        """Its head, fitted on all images, for those that were kept apart; `folded`: what it
+        predicted on folds."""
         study = self.study
+        choice = folded.strengths  # of probes
         fold = fold_of_all(study.image_set.labels, seed=study.seed)
-        key = FinalKey(fitted=replace(self.key("head"), folds=fold.hash), apart=apart.digest)
+        fitted = self.head_key if choice else replace(self.head_key, folds=fold.hash)
 
         def compute() -> Predictions:
-            return predict_apart(self.frozen, study, fold, apart)
+            if choice:
+                return predict_apart_with_probe(self.frozen, study, choice.final, apart)
+            return predict_apart_with_head(self.frozen, study, fold, apart)
 
+        key = FinalKey(fitted=fitted, apart=apart.digest)
         return make_point(f"{self.name} on the test images", self, key, compute)
 
 
@@ -189,7 +243,7 @@ class Work:
 
     plan: Plan
     candidates: dict[str, Candidate]  # the models that are compared
-    infos: dict[str, WeightsInfo]  # by the point's name
+    sources: dict[str, Candidate]  # what each point is computed with, by its name
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -197,12 +251,10 @@ class Work:
         return tuple(self.candidates)
 
 
-def classifiers_of(folds: Folds) -> dict[str, list[ClassifierMixin]]:
-    """The classifiers that baselines choose from, by the baseline's name."""
+def neighbours_of(folds: Folds) -> list[ClassifierMixin]:
+    """The k-NN classifiers that the baseline chooses from."""
     smallest = min(len(fold.train) for fold in folds)
-    neighbours = [KNeighborsClassifier(k) for k in NEIGHBOURS if k <= smallest]
-    regressions = [LogisticRegression(C=strength, max_iter=1000) for strength in STRENGTHS]
-    return {"k-NN": neighbours, "logistic regression": regressions}
+    return [KNeighborsClassifier(k) for k in NEIGHBOURS if k <= smallest]
 
 
 def make_point(
@@ -211,37 +263,36 @@ def make_point(
     key: PredictionKey | FinalKey,
     compute: Callable[[], Predictions],
 ) -> Point:
-    """A point that says when it is computed, and on which machine it was."""
+    """A point that says when it is computed, how long it took, and on which machine it was."""
     machine = candidate.study.machine
 
     def measure() -> dict[str, torch.Tensor]:
-        print(f"{name} ...", flush=True)
-        return keep_predictions(replace(compute(), machine=machine))
+        candidate.task.progress.begin(name, candidate.original.seconds)
+        started = time.perf_counter()
+        predictions = compute()
+        seconds = time.perf_counter() - started
+        return keep_predictions(replace(predictions, machine=machine, seconds=seconds))
 
     return Point(name=name, group=candidate.name, key=key, measure=measure)
 
 
-def baseline_points(
-    candidate: Candidate, untrained: Candidate
-) -> Iterator[tuple[Point, WeightsInfo]]:
-    """What a trained head has to beat, beside one backbone: k-NN and logistic regression on its
-    clean features, the study's head on the same architecture randomly initialised, its own
-    classifier asked without training."""
+def baseline_points(candidate: Candidate) -> Iterator[tuple[Point, Candidate]]:
+    """What a head has to beat, beside one backbone: k-NN on its clean features, its own ImageNet
+    classifier asked without training, the head on the same architecture randomly initialised."""
     name = candidate.name
-    for method, classifiers in classifiers_of(candidate.task.folds).items():
+    asked = candidate.task.baselines
+    if "k-NN" in asked:
+        classifiers = neighbours_of(candidate.task.folds)
+        key = candidate.key("k-NN", classifiers)
         fit = partial(candidate.fitted, classifiers)
-        key = candidate.key(method, classifiers)
-        yield make_point(f"{name}, {method}", candidate, key, fit), candidate.info
-    if not candidate.info.measures_transfer:
-        return
-    label = f"{name}, random initialisation"
-    yield make_point(label, untrained, untrained.key("head"), untrained.head), untrained.info
-    if candidate.original.classes:
+        yield make_point(f"{name}, k-NN", candidate, key, fit), candidate
+    if "zero-shot" in asked and candidate.original.classes:
         key = candidate.key("zero-shot")
-        yield make_point(f"{name}, zero-shot", candidate, key, candidate.zero_shot), candidate.info
-    else:
-        classes = shorten(", ".join(candidate.study.image_set.classes))
-        print(f"{name}: no zero-shot baseline (its classifier does not hold all of {classes})")
+        yield make_point(f"{name}, zero-shot", candidate, key, candidate.zero_shot), candidate
+    if "random" in asked and candidate.info.measures_transfer:
+        untrained = Candidate(task=candidate.task, name=name, weights="none")
+        label = f"{name}, random initialisation"
+        yield make_point(label, untrained, untrained.head_key, untrained.head), untrained
 
 
 def find_candidates(task: Task, models: Sequence[str]) -> dict[str, Candidate]:
@@ -265,6 +316,13 @@ def find_candidates(task: Task, models: Sequence[str]) -> dict[str, Candidate]:
     return candidates
 
 
+def announce_zero_shot(task: Task, candidates: Iterable[Candidate]) -> None:
+    """Says why no backbone is asked without training, where that was to be done."""
+    if "zero-shot" in task.baselines and not any(one.original.classes for one in candidates):
+        classes = shorten(", ".join(task.study.image_set.classes))
+        print(f"no zero-shot baseline: no model's own classifier holds all of {classes}")
+
+
 def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:
     """Every point of a comparison, model by model.
 
@@ -272,19 +330,31 @@ def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:
         UserError: as `find_candidates`.
     """
     points = []
-    infos = {}
+    sources = {}
     candidates = find_candidates(task, models)
+    announce_zero_shot(task, candidates.values())
     for name, candidate in candidates.items():
-        points.append(make_point(name, candidate, candidate.key("head"), candidate.head))
-        infos[name] = candidate.info
-        if not task.baselines:
-            continue
-        untrained = Candidate(task=task, name=name, weights="none")
-        for point, its_info in baseline_points(candidate, untrained):
+        head = make_point(name, candidate, candidate.head_key, candidate.head)
+        for point, its in [(head, candidate), *baseline_points(candidate)]:
             points.append(point)
-            infos[point.name] = its_info
+            sources[point.name] = its
     plan = Plan(points=tuple(points), store=store)
-    return Work(plan=plan, candidates=candidates, infos=infos)
+    return Work(plan=plan, candidates=candidates, sources=sources)
+
+
+def expected_seconds(work: Work) -> dict[str, float]:
+    """{point that is missing: the seconds it may take}, right in proportion: the first one of each
+    backbone computes its features."""
+    seconds = {}
+    computed = set()
+    for point in work.plan.missing():
+        source = work.sources[point.name]
+        forwards = source.images * source.original.seconds
+        seconds[point.name] = FITTING * forwards
+        if source not in computed:
+            seconds[point.name] += forwards
+        computed.add(source)
+    return seconds
 
 
 # ---- computed, or read where it is kept -------------------------------------------------------
@@ -307,6 +377,8 @@ def read_point(point: Point, kept: dict[str, torch.Tensor], task: Task) -> Predi
         repeats = 1
     elif point.key.method == "zero-shot":
         repeats = 1
+    elif point.key.method == "probe" and predictions.strengths is None:
+        raise ValueError("the strengths are missing")
     shape = (repeats, len(image_set.labels), len(image_set.classes))
     check_predictions(predictions, shape, len(task.folds))
     return predictions
@@ -317,7 +389,7 @@ def compute_points(plan: Plan, task: Task) -> dict[str, Predictions]:
 
     What is kept and whole, but no predictions on these images, is computed again with a warning.
     """
-    found = {}
+    found: dict[str, Predictions] = {}
     for point, kept in plan.measured():
         try:
             found[point.name] = read_point(point, kept, task)
@@ -333,6 +405,7 @@ def compute_points(plan: Plan, task: Task) -> dict[str, Predictions]:
 
 def compute_work(work: Work, task: Task) -> dict[str, Predictions]:
     """The predictions of every point by its name, models first, then baselines."""
-    found = compute_points(work.plan, task)
+    with task.progress.over(expected_seconds(work)):
+        found = compute_points(work.plan, task)
     models = {name: found[name] for name in work.models}
     return models | found

@@ -1,6 +1,7 @@
 """A finished comparison: its record, its tables, its figure, and in words."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,33 @@ from .artifacts import write_figure, write_table, write_text, write_together
 from .candidates import Task, Work, compute_points, compute_work
 from .data import Folds, ImageSet
 from .heldout import (
-    PAIR_COLUMNS,
     ComparisonRecord,
     FinalScore,
-    PairTest,
     Predictions,
-    Scores,
-    compare_pairs,
     final_text,
-    first_ranked,
     predict_majority,
+    probe_info,
     score_apart,
-    score_model,
     shorten,
-    verdict_text,
 )
 from .plan import Plan
 from .plots import plot_comparison
 from .records import data_info, to_json
+from .verdicts import (
+    PAIR_COLUMNS,
+    PairTest,
+    Scores,
+    compare_pairs,
+    first_ranked,
+    ranked,
+    score_model,
+    tied_for_best,
+    verdict_text,
+)
 from .views import info_of
 
-SHOWN = ["model", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "ece"]
+LISTED = 10  # models that are tied for best are named so far
+COLUMNS = ("model", "accuracy", "95 % interval", "seconds", "weights", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,13 +123,13 @@ def score_all(work: Work, found: dict[str, Predictions], task: Task) -> list[Sco
     labels = task.study.image_set.labels.numpy()
     scores = []
     for name, predictions in found.items():
-        info = work.infos.get(name)
+        source = work.sources.get(name)
         score = score_model(
             name,
             predictions,
             labels,
             baseline=name not in work.models,
-            weights=info.source if info else "",
+            weights=source.info.label if source else "",
             folds=len(task.folds),
         )
         scores.append(score)
@@ -135,11 +142,15 @@ def describe_comparison(work: Work, found: dict[str, Predictions], task: Task) -
     machines = {str(one.machine): one.machine for one in found.values() if one.machine}
     drawn = {name: one.renderer.augmentation for name, one in task.studies.items()}
     augmentation = study.renderer.augmentation if len(task.sizes) == 1 else None
+    chosen = {name: one.strengths for name, one in found.items() if one.strengths}
     return ComparisonRecord(
         data=(data_info(study.image_set, augmentation),),
-        weights=tuple(work.infos[name] for name in work.models),
+        weights=tuple(candidate.info for candidate in work.candidates.values()),
         machine=study.machine,
-        settings=study.settings,
+        settings=study.settings if task.head == "study" else None,
+        head=task.head,
+        probes={name: probe_info(choice) for name, choice in chosen.items()},
+        seconds={name: one.seconds for name, one in found.items() if one.seconds is not None},
         seed=study.seed,
         folds=task.folds.k,
         repeats=task.folds.repeats,
@@ -149,7 +160,9 @@ def describe_comparison(work: Work, found: dict[str, Predictions], task: Task) -
     )
 
 
-def score_final(work: Work, scores: Sequence[Scores], task: Task) -> Final | None:
+def score_final(
+    work: Work, found: Mapping[str, Predictions], scores: Sequence[Scores], task: Task
+) -> Final | None:
     """Fits the model that ranks first and asks it for the test images that were kept apart; None
     where there are none."""
     if task.apart is None:
@@ -157,11 +170,15 @@ def score_final(work: Work, scores: Sequence[Scores], task: Task) -> Final | Non
     apart = task.apart
     first = first_ranked(scores).model
     candidate = work.candidates[first]
-    point = candidate.test_point(apart)
+    point = candidate.test_point(apart, found[first])
     plan = Plan(points=(point,), store=work.plan.store)
-    predictions = compute_points(plan, task)[point.name]
+    images = candidate.images + len(apart.labels)
+    missing = {one.name: images * candidate.original.seconds for one in plan.missing()}
+    with task.progress.over(missing):
+        predictions = compute_points(plan, task)[point.name]
     data = data_info(apart, candidate.study.renderer.augmentation)
-    score = score_apart(first, predictions, apart.labels.numpy(), data)
+    labels = apart.labels.numpy()
+    score = score_apart(first, predictions, labels, data=data, head=task.head)
     return Final(apart=apart, predictions=predictions, score=score)
 
 
@@ -172,13 +189,13 @@ def compare_models(work: Work, task: Task) -> Comparison:
         UserError: weights or images have changed meanwhile.
     """
     found = compute_work(work, task)
-    if task.baselines:
+    if "majority" in task.baselines:
         found["majority class"] = predict_majority(task.study.image_set, task.folds)
     models = {name: found[name] for name in work.models}
     labels = task.study.image_set.labels.numpy()
     scores = score_all(work, found, task)
     pairs = compare_pairs(models, labels, task.folds)
-    final = score_final(work, scores, task)
+    final = score_final(work, found, scores, task)
     record = describe_comparison(work, found, task)
     return Comparison(
         task=task,
@@ -233,7 +250,7 @@ def write_drafts(tables: Path, figures: Path, comparison: Comparison, stamp: str
         write_table(tables / f"compare_{name}_{stamp}.csv", table)
         for name, table in tables_of(comparison).items()
     ]
-    figure = plot_comparison(comparison.scores, figure_title(comparison))
+    figure = plot_comparison(ranked(comparison.scores), figure_title(comparison))
     try:
         drafts.append(write_figure(figures / f"compare_{stamp}.png", figure))
     finally:
@@ -255,11 +272,77 @@ def write_comparison(out: Path, comparison: Comparison) -> list[Path]:
     return write_together(out, write)
 
 
+# ---- in words ---------------------------------------------------------------------------------
+
+
+def width_of(text: str) -> int:
+    """How many columns of a terminal a text takes; Korean takes two a character."""
+    wide = [unicodedata.east_asian_width(character) in "WF" for character in text]
+    return len(text) + sum(wide)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines whose columns begin one below the other."""
+    widths = [max(width_of(text) for text in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text + " " * (width - width_of(text)) for text, width in zip(row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def table_lines(comparison: Comparison) -> list[str]:
+    """Models and baselines by accuracy, and who is tied for best."""
+    tied = tied_for_best(comparison.scores, comparison.pairs)
+    rows: list[Sequence[str]] = [COLUMNS]
+    for score in ranked(comparison.scores):
+        verdict = "baseline" if score.baseline else ""
+        if score.model in tied:
+            verdict = "best" if len(tied) == 1 else "tied for best"
+        interval = score.accuracy_interval
+        row = (
+            shorten(score.model, 60),
+            f"{100 * score.accuracy:.1f} %",
+            f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]",
+            "" if score.baseline or score.seconds is None else f"{score.seconds:.1f}",
+            shorten(score.weights, 60),
+            verdict,
+        )
+        rows.append(row)
+    return aligned(rows)
+
+
+def verdict_lines(comparison: Comparison) -> list[str]:
+    """What the tests say of the model that ranks first and each other one: those that are tied
+    with it in one line, all others in one of their own."""
+    best = first_ranked(comparison.scores).model
+    beside = {}  # by the other model
+    for pair in comparison.pairs:
+        if best in (pair.model_a, pair.model_b):
+            beside[pair.model_b if pair.model_a == best else pair.model_a] = pair
+    tied = tied_for_best(comparison.scores, comparison.pairs)
+    seen = []
+    for name in tied[1 : LISTED + 1]:
+        pair = beside[name]
+        visible = pair.detectable
+        told = pair.verdict if visible is None else f"{100 * visible:.1f} points"
+        seen.append(f"{name} ({told})")
+    if len(tied) > LISTED + 1:
+        seen.append(f"and {len(tied) - LISTED - 1} more, in the file")
+    lines = []
+    if seen:
+        small = "in brackets the smallest difference that would have been seen"
+        lines.append(f"tied with {best}: {', '.join(seen)}; {small}")
+    others = [one.model for one in ranked(comparison.scores) if one.model not in tied]
+    below = [beside[name] for name in others if name in beside]
+    return lines + [verdict_text(pair, len(comparison.pairs)) for pair in below]
+
+
 def print_comparison(comparison: Comparison) -> None:
     """The scores, the verdict, and what the first one says of test images."""
-    table = pd.DataFrame([score.row() for score in comparison.scores])
-    print(table[SHOWN].to_string(index=False, float_format="%.3f"))
-    for pair in comparison.pairs:
-        print(verdict_text(pair, len(comparison.image_set.labels)))
+    lines = table_lines(comparison) + verdict_lines(comparison)
+    print("\n".join(lines))
     if comparison.final:
         print(final_text(comparison.final.score))

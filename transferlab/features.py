@@ -145,8 +145,8 @@ def are_features(kept: dict[str, torch.Tensor], count: int) -> bool:
 class Features:
     """What a frozen part gives for the images of a study, every view of them computed once.
 
-    The clean view is computed once for all images, in fp32, and is what is trained on as view 0
-    too; random views are computed for the training images, in the precision of the machine.
+    The clean view is computed once for all images, and is what is trained on as view 0 too; random
+    views are computed for the training images; each in the precision that the machine has for it.
     """
 
     lower: nn.Module  # the frozen part, BatchNorm folded

@@ -1,22 +1,22 @@
-"""The held-out protocol: repeated stratified folds, the same for every model, and paired tests.
+"""The held-out protocol: repeated stratified folds, the same for every model, and what models
+predict on them.
 
-20 % of every training fold, stratified, decide when a head stops; the test fold is predicted once,
-by the epoch chosen there. What is compared are checkpoints (architecture and weights), never
-architectures. Labelled test images that a folder keeps apart are no part of any fold: the model
-that ranks first is asked for them once, at the end.
+20 % of every training fold, stratified, choose the probe's strength, or when the study's head
+stops; the test fold is predicted once. What is compared are checkpoints (architecture and weights),
+never architectures. Labelled test images that a folder keeps apart are no part of any fold: the
+model that ranks first is asked for them once, at the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import log_loss
 from sklearn.model_selection import RepeatedStratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from timm.data import ImageNetInfo
@@ -28,18 +28,16 @@ from .errors import DataError
 from .features import FEATURES_REVISION
 from .machine import Machine
 from .many import Job, train_many
-from .metrics import (
-    Interval,
-    PairedTest,
-    accuracy_interval,
-    bootstrap_interval,
-    calibration_error,
-    corrected_resampled_t,
-    detectable_difference,
-    images_needed,
-    macro_f1_interval,
-    verdicts,
+from .metrics import Interval, accuracy_interval
+from .probe import (
+    STRENGTHS,
+    StrengthChoice,
+    choose_strengths,
+    fit_probe,
+    fit_probes,
+    nothing,
 )
+from .progress import Progress
 from .records import DataInfo, RunRecord, from_plain
 from .store import NO_STORE, Store, pack, unpack
 from .study import Frozen, Study
@@ -47,7 +45,6 @@ from .train import Settings, TrainResult, ViewOf
 from .views import Augmentation, AugmentationInfo, Renderer
 
 INNER_SHARE = 0.2  # of a training fold: for early stopping, and to choose a regression's strength
-POINTS = (1, 2, 3, 5)  # differences, in points of accuracy, that images are counted for
 
 
 # ---- folds -----------------------------------------------------------------------------------
@@ -178,7 +175,7 @@ def fold_notes(labels: torch.Tensor, folds: Folds, classes: Sequence[str]) -> li
         left_out |= set(known.tolist()) - set(labels[fold.val].unique().tolist())
     return [
         f"class {classes[label]}: so small that in some training folds its only image is trained "
-        "on, and none helps to choose the epoch"
+        "on, and none helps to choose how far the fit goes"
         for label in sorted(left_out)
     ]
 
@@ -191,10 +188,11 @@ def study_of_all(
     seed: int,
     machine: Machine,
     store: Store = NO_STORE,
+    progress: Progress | None = None,
 ) -> Study:
     """A study whose training and validation images are all images: what folds are cut from."""
     return Study(
-        renderer=Renderer(image_set, augmentation, seed=seed),
+        renderer=Renderer(image_set, augmentation, seed=seed, progress=progress),
         fold=everything_fold(image_set),
         settings=settings,
         machine=machine,
@@ -220,6 +218,8 @@ class Predictions:
     # the epoch chosen inside.
     optimism: np.ndarray | None = None
     epochs: np.ndarray | None = None  # [F], of heads: the epochs chosen, from 1
+    strengths: StrengthChoice | None = None  # of probes: what each fold chose
+    seconds: float | None = None  # that they took; kept features are read, not computed
     machine: Machine | None = None  # that computed them, where they were kept
 
 
@@ -229,6 +229,10 @@ def keep_predictions(predictions: Predictions) -> dict[str, torch.Tensor]:
     if predictions.optimism is not None and predictions.epochs is not None:
         kept["optimism"] = torch.from_numpy(predictions.optimism)
         kept["epochs"] = torch.from_numpy(predictions.epochs)
+    if predictions.strengths:
+        kept["losses"] = torch.from_numpy(predictions.strengths.losses)
+    if predictions.seconds is not None:
+        kept["seconds"] = torch.tensor(predictions.seconds, dtype=torch.float64)
     if predictions.machine:
         kept |= pack(asdict(predictions.machine))
     return kept
@@ -237,10 +241,13 @@ def keep_predictions(predictions: Predictions) -> dict[str, torch.Tensor]:
 def kept_predictions(kept: Mapping[str, torch.Tensor]) -> Predictions:
     """Predictions as they were kept."""
     heads = "optimism" in kept
+    losses = kept["losses"].numpy() if "losses" in kept else None
     return Predictions(
         probabilities=kept["probabilities"].numpy(),
         optimism=kept["optimism"].numpy() if heads else None,
         epochs=kept["epochs"].numpy() if heads else None,
+        strengths=None if losses is None else StrengthChoice(losses=losses),
+        seconds=float(kept["seconds"]) if "seconds" in kept else None,
         machine=from_plain(Machine, unpack(dict(kept))) if "json" in kept else None,
     )
 
@@ -248,8 +255,7 @@ def kept_predictions(kept: Mapping[str, torch.Tensor]) -> Predictions:
 def check_predictions(predictions: Predictions, shape: tuple[int, int, int], folds: int) -> None:
     """Makes sure that predictions that were kept are what they have to be.
 
-    `shape`: (repeats, images, classes); `folds`: the number of heads that were trained, where heads
-    were.
+    `shape`: (repeats, images, classes); `folds`: the number of fits, where something was fitted.
 
     Raises:
         ValueError: they are of another shape or type, or no probabilities.
@@ -263,6 +269,11 @@ def check_predictions(predictions: Predictions, shape: tuple[int, int, int], fol
     for values in (predictions.optimism, predictions.epochs):
         if values is not None and values.shape != (folds,):
             raise ValueError(f"values of {len(values)} folds, not {folds}")
+    if predictions.strengths:
+        losses = predictions.strengths.losses
+        whole = losses.ndim == 2 and losses.shape[1] == folds and len(losses) <= len(STRENGTHS)
+        if not (whole and len(losses) and np.isfinite(losses).all()):
+            raise ValueError(f"losses {losses.shape} of {folds} folds")
 
 
 def empty_probabilities(image_set: ImageSet, folds: Folds) -> np.ndarray:
@@ -347,31 +358,82 @@ def predict_with_heads(frozen: Frozen, study: Study, folds: Folds) -> Prediction
     )
 
 
-def predict_apart(frozen: Frozen, study: Study, fold: Folds, apart: ImageSet) -> Predictions:
+def predict_with_probes(
+    clean: torch.Tensor,
+    image_set: ImageSet,
+    folds: Folds,
+    *,
+    precision: torch.dtype = torch.float32,
+    tell: Callable[[], object] = nothing,
+) -> Predictions:
+    """Probes on features [N, D], computed in `precision`, one for each fold, its strength chosen
+    inside and the probe fitted again on the whole training fold. `tell` is called after each step
+    of each fold.
+
+    Raises:
+        DataError: as `choose_strengths` and `fit_probes`.
+    """
+    x = clean.numpy()
+    y = image_set.labels.numpy()
+    choice = choose_strengths(x, y, folds, precision=precision, tell=tell)
+    probes = fit_probes(
+        x,
+        y,
+        [training_part(fold) for fold in folds],
+        choice.chosen,
+        classes=len(image_set.classes),
+        precision=precision,
+        tell=tell,
+    )
+    probabilities = empty_probabilities(image_set, folds)
+    for probe, fold in zip(probes, folds, strict=True):
+        probabilities[fold.repeat, fold.test] = probe.probabilities(x[fold.test])
+    return Predictions(probabilities=probabilities, strengths=choice)
+
+
+def features_apart(frozen: Frozen, study: Study, apart: ImageSet) -> torch.Tensor:
+    """The clean features [M, D] of images that were kept apart."""
+    own = study.renderer
+    renderer = Renderer(apart, own.augmentation, seed=study.seed, progress=own.progress)
+    return replace(frozen.features, renderer=renderer).clean
+
+
+def predict_apart_with_probe(
+    frozen: Frozen, study: Study, strength: float, apart: ImageSet
+) -> Predictions:
+    """A probe for images that were kept apart, probabilities [1, M, C], fitted once on all images
+    of the study."""
+    probe = fit_probe(
+        frozen.features.clean.numpy(),
+        study.image_set.labels.numpy(),
+        classes=study.classes,
+        strength=strength,
+        precision=study.machine.precision_of(0),
+    )
+    probabilities = probe.probabilities(features_apart(frozen, study, apart).numpy())
+    return Predictions(probabilities=probabilities.astype(np.float32)[None])
+
+
+def predict_apart_with_head(
+    frozen: Frozen, study: Study, fold: Folds, apart: ImageSet
+) -> Predictions:
     """The study's head for images that were kept apart, probabilities [1, M, C].
 
     It is fitted once on all images of the study, as on one training fold (`fold_of_all`): trained
     on four fifths of them, stopped by the others, and asked for each image apart once.
     """
     features = frozen.features
-    renderer = Renderer(apart, study.renderer.augmentation, seed=study.seed)
-    clean_apart = replace(features, renderer=renderer).clean
 
     def view_of(epoch: int) -> torch.Tensor:
         return features.train(study.settings.view_of(epoch))
 
     trained = train_on_folds(study, fold, view_of, features.clean)
     with torch.inference_mode():
-        logits = trained.heads[0].eval()(clean_apart)
+        logits = trained.heads[0].eval()(features_apart(frozen, study, apart))
     return Predictions(probabilities=logits.softmax(1)[None].numpy())
 
 
 # ---- baselines -------------------------------------------------------------------------------
-
-
-def standardised(classifier: ClassifierMixin) -> Pipeline:
-    """A classifier on features that are standardised as its training images are."""
-    return make_pipeline(StandardScaler(), classifier)
 
 
 def choose_classifier(
@@ -381,10 +443,13 @@ def choose_classifier(
     if len(classifiers) == 1:
         return classifiers[0]
     labels = range(int(y.max()) + 1)
+    scaler = StandardScaler().fit(x[fold.train])
+    train = scaler.transform(x[fold.train])
+    val = scaler.transform(x[fold.val])
     losses = []
     for classifier in classifiers:
-        fitted = standardised(classifier).fit(x[fold.train], y[fold.train])
-        losses.append(log_loss(y[fold.val], fitted.predict_proba(x[fold.val]), labels=labels))
+        fitted = classifier.fit(train, y[fold.train])
+        losses.append(log_loss(y[fold.val], fitted.predict_proba(val), labels=labels))
     return classifiers[int(np.argmin(losses))]
 
 
@@ -400,7 +465,7 @@ def predict_with(
         for fold in folds:
             best = choose_classifier(classifiers, x, y, fold)
             rest = training_part(fold)
-            fitted = standardised(best).fit(x[rest], y[rest])
+            fitted = make_pipeline(StandardScaler(), best).fit(x[rest], y[rest])
             probabilities[fold.repeat, fold.test] = fitted.predict_proba(x[fold.test])
     return Predictions(probabilities=probabilities)
 
@@ -449,230 +514,7 @@ def predict_zero_shot(
     return Predictions(probabilities=logits.softmax(1)[None].numpy())
 
 
-# ---- scores ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A mean over images and repeats with its 95 % bootstrap interval over images."""
-
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How a model or a baseline does."""
-
-    model: str
-    baseline: bool
-    weights: str  # where they come from
-    n: int  # images
-    folds: int
-    accuracy_score: Score
-    log_loss: Score
-    brier: Score
-    macro_f1: Score
-    ece: float  # expected calibration error
-    selection_optimism: float | None = None  # of heads: mean over folds
-    epochs_to_best: float | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """0 to 1."""
-        return self.accuracy_score.value
-
-    @property
-    def accuracy_interval(self) -> Interval:
-        """95 %, over images."""
-        return self.accuracy_score.interval
-
-    def row(self) -> dict[str, Any]:
-        """The scores as a row of a table."""
-        row = {
-            "model": self.model,
-            "baseline": self.baseline,
-            "weights": self.weights,
-            "n": self.n,
-            "folds": self.folds,
-        }
-        scores = {
-            "accuracy": self.accuracy_score,
-            "log_loss": self.log_loss,
-            "brier": self.brier,
-            "macro_f1": self.macro_f1,
-        }
-        for name, score in scores.items():
-            row[name] = score.value
-            row[f"{name}_low"] = score.interval.low
-            row[f"{name}_high"] = score.interval.high
-        row["ece"] = self.ece
-        if self.selection_optimism is not None:
-            row["selection_optimism"] = self.selection_optimism
-            row["epochs_to_best"] = self.epochs_to_best
-        return row
-
-
-def score_over_images(values: np.ndarray) -> Score:
-    """The mean of one value an image [N]."""
-    return Score(value=float(values.mean()), interval=bootstrap_interval(values))
-
-
-def score_macro_f1(labels: np.ndarray, predicted: np.ndarray) -> Score:
-    """Macro-F1 of predictions [R, N], mean over repeats."""
-    scores = [f1_score(labels, guess, average="macro") for guess in predicted]
-    return Score(value=float(np.mean(scores)), interval=macro_f1_interval(labels, predicted))
-
-
-def score_model(
-    model: str,
-    predictions: Predictions,
-    labels: np.ndarray,
-    *,
-    baseline: bool,
-    weights: str,
-    folds: int,
-) -> Scores:
-    """Scores of predictions against labels int [N], means over repeats."""
-    probabilities = predictions.probabilities
-    classes = probabilities.shape[2]
-    predicted = probabilities.argmax(2)
-    true = np.eye(classes)[labels]
-    exact = probabilities.astype(np.float64)
-    of_true = np.take_along_axis(exact, labels[None, :, None], 2)[..., 0]
-    losses = -np.log(np.clip(of_true, 1e-15, 1))
-    squares = ((probabilities - true) ** 2).sum(2)
-    errors = [calibration_error(one, labels) for one in probabilities]
-    scores = Scores(
-        model=model,
-        baseline=baseline,
-        weights=weights,
-        n=len(labels),
-        folds=folds,
-        accuracy_score=score_over_images((predicted == labels).mean(0)),
-        log_loss=score_over_images(losses.mean(0)),
-        brier=score_over_images(squares.mean(0)),
-        macro_f1=score_macro_f1(labels, predicted),
-        ece=float(np.mean(errors)),
-    )
-    if predictions.optimism is None or predictions.epochs is None:
-        return scores
-    return replace(
-        scores,
-        selection_optimism=float(predictions.optimism.mean()),
-        epochs_to_best=float(predictions.epochs.mean()),
-    )
-
-
-RANKING = "highest accuracy on held-out folds; of equal ones lower log-loss, then named first"
-
-
-def first_ranked(scores: Sequence[Scores]) -> Scores:
-    """The model, no baseline, of the highest accuracy; of equal ones that of the lowest log-loss,
-    then the one that comes first."""
-    models = [one for one in scores if not one.baseline]
-    # Rounded, since means of the same counts in another order differ in their last bits.
-    return min(models, key=lambda one: (-round(one.accuracy, 9), round(one.log_loss.value, 9)))
-
-
-# ---- paired tests ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairTest:
-    """One model less another on the same folds."""
-
-    model_a: str
-    model_b: str
-    test: PairedTest
-    p_holm: float
-    detectable: float | None  # the smallest difference that would have been seen
-    images_needed: tuple[int | None, ...]  # to see a difference of each of POINTS
-    verdict: str  # "... better" or "indistinguishable"
-
-    def row(self) -> dict[str, Any]:
-        """The test as a row of a table."""
-        row: dict[str, Any] = {"model_a": self.model_a, "model_b": self.model_b}
-        row |= asdict(self.test)
-        row["p_holm"] = self.p_holm
-        row["detectable"] = self.detectable
-        for points, images in zip(POINTS, self.images_needed, strict=True):
-            row[f"images_for_{points}_points"] = images
-        row["verdict"] = self.verdict
-        return row
-
-
-PAIR_COLUMNS = [  # of the table, which has no row where one model is asked for
-    "model_a",
-    "model_b",
-    "difference",
-    "error",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "detectable",
-    *(f"images_for_{points}_points" for points in POINTS),
-    "verdict",
-]
-
-
-def fold_accuracies(probabilities: np.ndarray, labels: np.ndarray, folds: Folds) -> np.ndarray:
-    """The accuracy on each test fold [F] of probabilities [R, N, C]."""
-    correct = probabilities.argmax(2) == labels
-    last = len(correct) - 1
-    return np.array([correct[min(fold.repeat, last)][fold.test.numpy()].mean() for fold in folds])
-
-
-def compare_pairs(
-    found: Mapping[str, Predictions], labels: np.ndarray, folds: Folds
-) -> list[PairTest]:
-    """Every pair of models: corrected resampled t-test over folds, Holm over pairs, and the verdict
-    in words."""
-    accuracies = {
-        name: fold_accuracies(one.probabilities, labels, folds) for name, one in found.items()
-    }
-    pairs = list(combinations(found, 2))
-    share = 1 / (folds.k - 1)
-    tests = [corrected_resampled_t(accuracies[a] - accuracies[b], share) for a, b in pairs]
-    compared = []
-    for (a, b), test, verdict in zip(pairs, tests, verdicts(tests), strict=True):
-        detectable = detectable_difference(test.error, len(folds)) or None  # none without spread
-        needed = [
-            images_needed(len(labels), detectable, points / 100) if detectable else None
-            for points in POINTS
-        ]
-        better = a if verdict.word == "better" else b
-        word = verdict.word if verdict.word == "indistinguishable" else f"{better} better"
-        pair = PairTest(
-            model_a=a,
-            model_b=b,
-            test=test,
-            p_holm=verdict.p_holm,
-            detectable=detectable,
-            images_needed=tuple(needed),
-            verdict=word,
-        )
-        compared.append(pair)
-    return compared
-
-
-def verdict_text(pair: PairTest, n: int) -> str:
-    """A pair's verdict as a sentence for the terminal; `n` images were compared on."""
-    test = pair.test
-    interval = f"[{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
-    points = f"{100 * test.difference:+.1f} points {interval}"
-    told = f"{pair.model_a} less {pair.model_b}: {points}, p = {pair.p_holm:.3f} (Holm)"
-    if pair.verdict != "indistinguishable":
-        return f"{told}: {pair.verdict}"
-    if pair.detectable is None:
-        reason = "their accuracies differ alike on all folds, so nothing says what could be seen"
-        return f"{told}: indistinguishable; {reason}"
-    needed = [f"{d}: {images:,}" for d, images in zip(POINTS, pair.images_needed, strict=True)]
-    smallest = f"a difference of {100 * pair.detectable:.1f} points"
-    seen = f"{smallest} would have been seen with these {n} images"
-    images = f"images needed to see 1, 2, 3, 5 points: {', '.join(needed)}"
-    return f"{told}: indistinguishable; {seen}; {images}"
+# ---- records ---------------------------------------------------------------------------------
 
 
 def shorten(text: str, most: int = 100) -> str:
@@ -683,13 +525,13 @@ def shorten(text: str, most: int = 100) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-# ---- records ---------------------------------------------------------------------------------
-
-
-PROTOCOL = (
-    "fitted once on all other images, four fifths of them to train on and one fifth, stratified, "
-    "to choose the epoch; each test image predicted once, after the verdict"
-)
+RANKING = "highest accuracy on held-out folds; of equal ones lower log-loss, then named first"
+PROTOCOLS = {  # how the model is fitted that is asked for test images, by the kind of head
+    "probe": "fitted once on all other images, its strength that of the lowest mean log-loss on "
+    "the inner fifths of the folds; each test image predicted once, after the verdict",
+    "study": "fitted once on all other images, four fifths of them to train on and one fifth, "
+    "stratified, to choose the epoch; each test image predicted once, after the verdict",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -699,7 +541,7 @@ class FinalScore:
 
     model: str
     ranking: str = RANKING  # what came first, and how ties were ranked
-    protocol: str = PROTOCOL  # how the model was fitted
+    protocol: str  # how the model was fitted
     data: DataInfo  # the test images
     n: int  # images
     correct: int
@@ -709,7 +551,7 @@ class FinalScore:
 
 
 def score_apart(
-    model: str, predictions: Predictions, labels: np.ndarray, data: DataInfo
+    model: str, predictions: Predictions, labels: np.ndarray, *, data: DataInfo, head: str
 ) -> FinalScore:
     """The score of a model's predictions [1, M, C] against labels int [M] of images kept apart."""
     predicted = predictions.probabilities[0].argmax(1)
@@ -717,6 +559,7 @@ def score_apart(
     n = len(labels)
     return FinalScore(
         model=model,
+        protocol=PROTOCOLS[head],
         data=data,
         n=n,
         correct=correct,
@@ -736,10 +579,32 @@ def final_text(score: FinalScore) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeInfo:
+    """The strengths of one model's probes."""
+
+    chosen: dict[str, int]  # {strength: the folds that chose it}
+    at_ends: int  # folds whose choice is an end of the grid: a strength beyond may do better
+    final: float  # of a model of all images
+
+
+def probe_info(choice: StrengthChoice) -> ProbeInfo:
+    """What folds chose, as a record says it."""
+    counts = Counter(choice.chosen.tolist())
+    return ProbeInfo(
+        chosen={f"{strength:.3g}": counts[strength] for strength in sorted(counts, reverse=True)},
+        at_ends=counts[STRENGTHS[0]] + counts[STRENGTHS[-1]],
+        final=choice.final,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparisonRecord(RunRecord):
-    """A comparison of backbones."""
+    """A comparison of backbones; its settings are those of the study's head, None of the probe."""
 
     kind: str = "compare"
+    head: str = "study"  # or "probe"
+    probes: dict[str, ProbeInfo] = field(default_factory=dict)  # by model or baseline
+    seconds: dict[str, float] = field(default_factory=dict)  # that each took; what is kept is read
     folds: int  # of a repeat
     repeats: int
     fold_hash: str
@@ -753,9 +618,9 @@ class ComparisonRecord(RunRecord):
 @dataclass(frozen=True, kw_only=True)
 class PredictionKey:
     """All that finished predictions depend on, but for the machine and its versions: parts may come
-    from several, and each says which has computed it. The precision of the random views counts."""
+    from several, and each says which has computed it."""
 
-    method: str  # "head", "k-NN", "logistic regression", "zero-shot"
+    method: str  # "probe", "head", "k-NN", "zero-shot"
     data: str  # digest
     model: str  # timm's name
     weights: str  # hash of all tensors
@@ -764,8 +629,8 @@ class PredictionKey:
     settings: Settings | None  # of heads
     seed: int
     folds: str  # their hash
-    precision: str  # of the random views; of baselines on the clean view always fp32
-    choices: tuple[str, ...] = ()  # of a baseline: what it is chosen from
+    precision: str  # of the views that it sees
+    choices: tuple[str, ...] = ()  # of a probe: its strengths; of k-NN: its classifiers
     features: int = FEATURES_REVISION
     revision: int = 1  # raised whenever predictions of the same key come out otherwise
 
@@ -774,6 +639,6 @@ class PredictionKey:
 class FinalKey:
     """All that predictions of images kept apart depend on."""
 
-    fitted: PredictionKey  # of the head, on one fold of all images
+    fitted: PredictionKey  # of the probe, or of the study's head on one fold of all images
     apart: str  # digest of the test images
     revision: int = 1  # raised whenever predictions of the same key come out otherwise

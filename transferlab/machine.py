@@ -20,14 +20,16 @@ class Machine:
     """What computes: decided once, and told in every record."""
 
     device: str  # "cuda" or "cpu"
-    precision: str  # of random views, e.g. "torch.bfloat16"
+    precision: str  # what it computes fastest in, that of random views, e.g. "torch.bfloat16"
     processor: str  # as it names itself
     threads: int
     versions: dict[str, str]  # of Python and of the packages that numbers depend on
+    clean_precision: str = "torch.float32"  # of the clean view, view 0
 
     def precision_of(self, view: int) -> torch.dtype:
-        """The type that a view is computed in: fp32 for the clean one, view 0."""
-        return getattr(torch, self.precision.removeprefix("torch.")) if view else torch.float32
+        """The type that a view is computed in."""
+        name = self.precision if view else self.clean_precision
+        return getattr(torch, name.removeprefix("torch."))
 
 
 def choose_batch_size(device: str, pixels: int) -> int:

@@ -15,9 +15,10 @@ from sklearn.metrics import ConfusionMatrixDisplay, f1_score
 from torch.nn import functional as F
 
 from .data import Fold, ImageSet
-from .heldout import Scores, shorten
+from .heldout import shorten
 from .metrics import accuracy_interval
 from .notebook import Run
+from .verdicts import Scores
 
 BLUE = "#0072B2"
 ORANGE = "#D55E00"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .data import ImageSet
+from .progress import Progress
 
 BLOCK = 32  # images that are rendered at once
 
@@ -154,13 +155,20 @@ class Renderer:
     """Draws the views of an image set, a block of images at a time."""
 
     def __init__(
-        self, image_set: ImageSet, augmentation: Augmentation, *, seed: int, keep: int = 0
+        self,
+        image_set: ImageSet,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+        keep: int = 0,
+        progress: Progress | None = None,
     ) -> None:
         """`keep`: so many blocks, the last ones rendered for one backbone, are kept for the next
-        (5 MB each at 224 px)."""
+        (5 MB each at 224 px). `progress` is told of every block."""
         self.image_set = image_set
         self.augmentation = augmentation
         self.seed = seed
+        self.progress = progress or Progress()
         self._block = functools.lru_cache(maxsize=keep)(self._render)
 
     def _render(self, view: int, indices: tuple[int, ...]) -> Tensor:
@@ -172,3 +180,4 @@ class Renderer:
         """Yields a view of those images, uint8 [<= 32, 3, H, W] at a time."""
         for part in indices.split(BLOCK):
             yield self._block(view, tuple(part.tolist()))
+            self.progress.images(len(part))

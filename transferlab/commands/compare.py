@@ -8,16 +8,18 @@ from pathlib import Path
 
 from ..artifacts import prepare_out_dir, refuse_inside
 from ..backbones import input_size
-from ..candidates import Task, Work, compute_work, plan_work
+from ..candidates import BASELINES, HEADS, UNASKED, Task, Work, compute_work, plan_work
 from ..compared import compare_models, print_comparison, write_comparison
 from ..data import MAX_SIDE, ImageSet, Rejected, find_layout
 from ..datasets import augmentation_for, known_augmentations
 from ..decoded import load_folder
 from ..errors import UserError, first_lines, printable
 from ..heldout import ComparisonRecord, fold_notes, make_folds, study_of_all
+from ..machine import Clock
 from ..plan import Share, parse_share, take_share
 from ..plots import font_hint
 from ..pretrained import BACKBONES, check_weights_place
+from ..progress import Progress
 from ..store import NO_STORE, Store, cache_bound, merge_store, open_store, trim_to_bound
 from ..study import Study
 from ..train import Settings
@@ -37,6 +39,7 @@ from .options import (
 
 SMALLEST = 16  # pixels a side
 MOST_REPEATS = 1000
+DECODING = "decoding"  # the clock's phase
 LISTED = 10  # files that were left out are named so far in the terminal
 
 
@@ -69,9 +72,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = "of the whole of it, with other folds, e.g. --repeats 1 (default: 5)"
     option("--repeats", type=repeats_number, default=5, help=text)
     add_seed(parser, 0)
-    text = "k-NN, ... beside it, e.g. --baselines none (default: all)"
-    option("--baselines", choices=("all", "none"), default="all", help=text)
-    add_views(parser, str(Settings().views))
+    text = (
+        "what is fitted on the frozen features: the probe, an exact regularised logistic "
+        "regression, or the study's head, e.g. --head study (default: probe)"
+    )
+    option("--head", choices=HEADS, default="probe", help=text)
+    text = (
+        "what a model has to beat, e.g. --baselines random, for the same backbones without their "
+        f"weights, or none (default: {' '.join(UNASKED)})"
+    )
+    choices = (*BASELINES, "none")
+    option("--baselines", nargs="+", choices=choices, default=UNASKED, metavar="NAME", help=text)
+    add_views(parser, f"{Settings().views}; the probe sees the clean one alone")
     text = (
         "how views are drawn, e.g. --augment photos for random crops, --augment faces for whole "
         "pictures (default: the dataset's own, for other folders photos)"
@@ -119,7 +131,13 @@ def make_studies(
     if options.views is not None:
         settings = replace(settings, views=options.views)
     machine = chosen_machine(options.precision)
+    measured = (
+        machine.precision == "torch.bfloat16"
+    )  # no verdict hangs on it: benchmarks/precision.py
+    if options.head == "probe" and (measured or options.precision != "auto"):
+        machine = replace(machine, clean_precision=machine.precision)
     store = open_store(options.cache_dir)
+    progress = Progress()
     by_size: dict[int, Study] = {}
     studies = {}
     for name, size in sizes.items():
@@ -131,6 +149,7 @@ def make_studies(
                 seed=options.seed,
                 machine=machine,
                 store=store,
+                progress=progress,
             )
         studies[name] = by_size[size]
     return studies
@@ -146,10 +165,13 @@ def make_task(options: argparse.Namespace) -> Task:
     sizes = choose_sizes(options)
     weights = check_weights_place(options.weights)
     layout = find_layout(options.data)
-    image_set = load_folder(options.data)
+    clock = Clock()
+    with clock.phase(DECODING):
+        image_set = load_folder(options.data)
     apart = None
     if "test" in layout.parts and not options.share:  # seen once, so none of them stays decoded
-        apart = load_folder(options.data, parts=("test",), decoded_bytes=0)
+        with clock.phase(DECODING):
+            apart = load_folder(options.data, parts=("test",), decoded_bytes=0)
     folds = make_folds(
         image_set.labels,
         k=options.folds,
@@ -159,11 +181,14 @@ def make_task(options: argparse.Namespace) -> Task:
     )
     notes = fold_notes(image_set.labels, folds, image_set.classes)
     noted = replace(image_set, notes=(*image_set.notes, *notes))
+    decoded = len(image_set.labels) + (len(apart.labels) if apart else 0)
+    print(f"{decoded} images decoded in {clock.seconds[DECODING]:.1f} s")
     return Task(
         studies=make_studies(options, noted, sizes),
         folds=folds,
         weights=weights,
-        baselines=options.baselines == "all",
+        head=options.head,
+        baselines=tuple(name for name in BASELINES if name in options.baselines),
         prefix=layout.folder.relative_to(options.data),
         apart=apart,
     )
@@ -305,6 +330,18 @@ def compare(task: Task, options: argparse.Namespace, out: Path) -> None:
         print(printable(str(path)))
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Makes sure that the options go together.
+
+    Raises:
+        UserError: they do not.
+    """
+    if options.views is not None and options.head == "probe":
+        raise UserError("--views is for --head study: the probe sees the clean view alone")
+    if "none" in options.baselines and len(options.baselines) > 1:
+        raise UserError("--baselines names none and others: give one or the other")
+
+
 def check_names(models: Sequence[str]) -> None:
     """Makes sure that every model is named once.
 
@@ -329,9 +366,11 @@ def run(options: argparse.Namespace) -> int:
     --share nothing but that is written.
 
     Raises:
-        UserError: as `check_names`, `chosen_share`, `find_layout`, `refuse_inside`,
-            `prepare_out_dir`, `make_task` and `compare`; an unusable bound of the cache.
+        UserError: as `check_names`, `check_options`, `chosen_share`, `find_layout`,
+            `refuse_inside`, `prepare_out_dir`, `make_task` and `compare`; an unusable bound of the
+            cache.
     """
+    check_options(options)
     check_names(options.models)  # what is unusable is said before any time is spent
     chosen_share(options)
     cache_bound()

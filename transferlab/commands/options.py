@@ -110,13 +110,13 @@ def add_views(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """--precision: what random views are computed in."""
+    """--precision: what random views are computed in, and for the probe the clean one."""
     parser.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
         default="auto",
-        help="of random views; the same on all machines that share a comparison, "
-        "e.g. --precision fp32 (default: what this machine computes fastest)",
+        help="of the probe's features, and of random views; the same on all machines that share a "
+        "comparison, e.g. --precision fp32 (default: what this machine computes fastest)",
     )
 
 
