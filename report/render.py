@@ -18,7 +18,7 @@ from overview import draw_overview
 from PIL import Image
 from runs import Run
 from sources import Context, load_context
-from typed import FILTERS, fail, interval_of, points, proportion
+from typed import FILTERS, fail, interval_of, points, proportion, score
 
 from transferlab.verdicts import ALIKE, IDENTICAL, TOO_FEW_REPEATS, PairTest
 
@@ -74,8 +74,11 @@ def rank(pair: PairTest) -> str:
     test = pair.test
     difference = f"{points(test.difference)} %p [{points(test.low)}, {points(test.high)}]"
     told = f"{pair.model_a}의 정확도에서 {pair.model_b}의 정확도를 빼면 {difference}"
-    if pair.verdict == ALIKE:
+    if pair.verdict == ALIKE and test.low <= 0 <= test.high:
         return f"{told}로 **구별할 수 없습니다**"
+    if pair.verdict == ALIKE:  # the interval is that of this pair alone, the verdict that of many
+        p = score(pair.p_holm)
+        return f"{told}이지만, 모든 짝에 대해 보정한 p가 {p}이므로 **구별할 수 없습니다**"
     if pair.verdict == TOO_FEW_REPEATS and pair.p_holm is None:
         return f"{told}이며, 되풀이가 적어 학습의 흔들림을 담지 않았으므로 판정하지 않습니다"
     if pair.verdict == IDENTICAL and test.difference == test.error == 0:

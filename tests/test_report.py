@@ -208,6 +208,9 @@ def test_a_ranking_without_a_test_is_refused():
     with_zero = replace(pair.test, low=-0.01)
     undecided = render.rank(replace(pair, test=with_zero, verdict="indistinguishable"))
     assert "구별할 수 없습니다" in undecided and not render.RANKS.search(undecided)
+    among_many = render.rank(replace(pair, p_holm=0.39, verdict="indistinguishable"))
+    assert "보정한 p가 0.390이므로 **구별할 수 없습니다**" in among_many  # beside [+1.0, +9.0]
+    assert not render.RANKS.search(among_many)
     for wrong in (replace(pair, test=with_zero), replace(pair, verdict="b better")):
         with pytest.raises(SystemExit, match="does not follow"):
             render.rank(wrong)
