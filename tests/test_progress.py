@@ -22,8 +22,10 @@ def drawn(monkeypatch, capsys):
 
 def shares(lines):
     """(part, percent) of every line."""
-    found = [re.match(r"(.*): (\d+) %, \d\d:\d\d so far, about (\S+) left", line) for line in lines]
-    return [(one[1], int(one[2])) for one in found if one and one[1]]
+    found = [
+        re.match(r"(\d+) %, \d\d:\d\d so far(, about \S+ left)?: (.*)", line) for line in lines
+    ]
+    return [(one[3], int(one[1])) for one in found if one and one[3]]
 
 
 def test_it_goes_on_by_what_each_part_is_expected_to_take(drawn):
@@ -48,7 +50,17 @@ def test_it_never_goes_back_nor_beyond_the_end(drawn):
         line.begin("unknown", 1.0)
         line.refresh()
     percents = [percent for _, percent in shares(drawn())]
-    assert percents == sorted(percents) and max(percents) == 100
+    assert percents == sorted(percents) and max(percents) == 99  # it is not over yet
+
+
+def test_how_long_is_not_told_before_there_is_a_pace(drawn):
+    line = Progress()
+    with line.over({"one": 100.0}):
+        line.begin("one", 1.0)
+        line.images(2)
+        assert all("left" not in one for one in drawn())
+        line.images(8)
+        assert "about" in drawn()[-1]
 
 
 def test_while_nothing_moves_the_line_is_drawn_anew_but_not_all_the_time(drawn, monkeypatch):

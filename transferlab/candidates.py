@@ -46,7 +46,8 @@ NEIGHBOURS = (1, 5, 15)
 HEADS = ("probe", "study")  # what is fitted on frozen features
 BASELINES = ("majority", "k-NN", "zero-shot", "random")
 UNASKED = BASELINES[:-1]  # those that are computed unless others are asked for
-FITTING = 0.2  # of the seconds of the forwards: what fitting is expected to take, roughly
+FITTING = 0.2  # of the seconds of the forwards: what fitting is expected to take, roughly,
+FITTED = 1.0  # and so many seconds more
 
 
 # ---- a comparison and its models -------------------------------------------------------------
@@ -319,8 +320,16 @@ def find_candidates(task: Task, models: Sequence[str]) -> dict[str, Candidate]:
 def announce_zero_shot(task: Task, candidates: Iterable[Candidate]) -> None:
     """Says why no backbone is asked without training, where that was to be done."""
     if "zero-shot" in task.baselines and not any(one.original.classes for one in candidates):
-        classes = shorten(", ".join(task.study.image_set.classes))
+        classes = shorten(", ".join(task.study.image_set.classes), 60)
         print(f"no zero-shot baseline: no model's own classifier holds all of {classes}")
+
+
+def announce_random(task: Task, candidates: Iterable[Candidate]) -> None:
+    """Says which backbones are no baseline without their weights, having none."""
+    untrained = [one.name for one in candidates if not one.info.measures_transfer]
+    if "random" in task.baselines and untrained:
+        names = shorten(", ".join(untrained), 60)
+        print(f"no random baseline beside {names}: its own weights are random")
 
 
 def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:
@@ -333,6 +342,7 @@ def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:
     sources = {}
     candidates = find_candidates(task, models)
     announce_zero_shot(task, candidates.values())
+    announce_random(task, candidates.values())
     for name, candidate in candidates.items():
         head = make_point(name, candidate, candidate.head_key, candidate.head)
         for point, its in [(head, candidate), *baseline_points(candidate)]:
@@ -350,7 +360,7 @@ def expected_seconds(work: Work) -> dict[str, float]:
     for point in work.plan.missing():
         source = work.sources[point.name]
         forwards = source.images * source.original.seconds
-        seconds[point.name] = FITTING * forwards
+        seconds[point.name] = FITTED + FITTING * forwards
         if source not in computed:
             seconds[point.name] += forwards
         computed.add(source)

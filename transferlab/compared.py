@@ -326,23 +326,37 @@ def verdict_lines(comparison: Comparison) -> list[str]:
     seen = []
     for name in tied[1 : LISTED + 1]:
         pair = beside[name]
-        visible = pair.detectable
-        told = pair.verdict if visible is None else f"{100 * visible:.1f} points"
-        seen.append(f"{name} ({told})")
+        lower = f"{100 * abs(pair.test.difference):.1f} points lower"
+        told = f"{lower} ({100 * (pair.detectable or 0):.1f} would have been seen)"
+        seen.append(f"{name}, {pair.verdict if pair.detectable is None else told}")
     if len(tied) > LISTED + 1:
         seen.append(f"and {len(tied) - LISTED - 1} more, in the file")
     lines = []
     if seen:
-        small = "in brackets the smallest difference that would have been seen"
-        lines.append(f"tied with {best}: {', '.join(seen)}; {small}")
+        lines.append(f"tied with {best}: {'; '.join(seen)}")
     others = [one.model for one in ranked(comparison.scores) if one.model not in tied]
     below = [beside[name] for name in others if name in beside]
     return lines + [verdict_text(pair, len(comparison.pairs)) for pair in below]
 
 
+def baseline_lines(comparison: Comparison) -> list[str]:
+    """Baselines that the model that ranks first is not above."""
+    order = ranked(comparison.scores)
+    best = first_ranked(comparison.scores)
+    above = [
+        f"{one.model} ({100 * one.accuracy:.1f} %)"
+        for one in order
+        if one.baseline and one.accuracy >= best.accuracy
+    ]
+    if not above:
+        return []
+    shown = above[:3] + ([f"{len(above) - 3} more"] if len(above) > 3 else [])
+    return [f"note: {best.model}, which ranks first, is not above {', '.join(shown)}"]
+
+
 def print_comparison(comparison: Comparison) -> None:
     """The scores, the verdict, and what the first one says of test images."""
-    lines = table_lines(comparison) + verdict_lines(comparison)
+    lines = table_lines(comparison) + verdict_lines(comparison) + baseline_lines(comparison)
     print("\n".join(lines))
     if comparison.final:
         print(final_text(comparison.final.score))

@@ -574,7 +574,7 @@ def final_text(score: FinalScore) -> str:
     interval = score.accuracy_interval
     accuracy = f"{100 * score.accuracy:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
     counted = f"{score.correct} of {score.n} images"
-    who = f"{score.model}, which ranks first ({score.ranking}), {score.protocol}"
+    who = f"{score.model}, which ranks first, fitted once on all other images"
     return f"test: accuracy {accuracy}, {counted}: {who}"
 
 

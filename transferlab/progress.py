@@ -1,12 +1,15 @@
 """One line on the terminal while much is computed: what, how much of it, and about how long yet."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
-LINE = "{desc}: {percentage:.0f} %, {elapsed} so far, about {remaining} left"
+BEGUN = "{percentage:.0f} %, {elapsed} so far: {desc}"
+LINE = "{percentage:.0f} %, {elapsed} so far, about {remaining} left: {desc}"
+TELLING = 0.05  # of the work: with less done, the pace says nothing yet
 LONGEST = 40  # characters of a part's name: the line fits into a terminal
 REDRAW = 0.5  # seconds between two drawings, at least
 
@@ -32,7 +35,11 @@ class Progress:
             self._starts[part] = total
             total += seconds
         with tqdm(
-            total=total, bar_format=LINE, smoothing=0, leave=False, disable=not expected
+            total=total,
+            bar_format=BEGUN,
+            smoothing=0,  # the pace since the start
+            leave=not sys.stderr.isatty(),  # in a log what follows begins on a line of its own
+            disable=not expected,
         ) as bar:
             self._bar = bar
             try:
@@ -63,6 +70,10 @@ class Progress:
             self._drawn = now
 
     def _move(self, seconds: float) -> None:
-        """Goes on, never back and never beyond the end."""
-        if self._bar is not None and not self._bar.disable:
-            self._bar.n += min(max(seconds, 0.0), self._bar.total - self._bar.n)
+        """Goes on, never back and never to the end, which only the end of the work says."""
+        bar = self._bar
+        if bar is None or bar.disable:
+            return
+        bar.n += min(max(seconds, 0.0), 0.99 * bar.total - bar.n)
+        if bar.n >= TELLING * bar.total:
+            bar.bar_format = LINE

@@ -326,7 +326,8 @@ def verdict_text(pair: PairTest, tests: int) -> str:
         return f"{first} less {second}: {points}, no verdict ({reason})"
     told = f"{first} better than {second}" if pair.told_apart else f"{first} and {second} {ALIKE}"
     p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {pair.p_holm:.3f}"
-    line = f"{told}: {points}, {p} (Holm over {tests})"
+    family = f" (Holm over {tests})" if tests > 1 else ""
+    line = f"{told}: {points}, {p}{family}"
     if pair.detectable is None:
         return line
     return f"{line}; a difference of {100 * pair.detectable:.1f} points would have been seen"
