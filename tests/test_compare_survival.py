@@ -319,7 +319,7 @@ def test_a_reader_that_has_had_enough_ends_it_quietly(colours, tmp_path, undistu
         ["bash", "-c", piped], env=ONE_THREAD, capture_output=True, text=True, check=False
     )
     assert ended.returncode in (0, 141), ended.stderr
-    assert ended.stdout.startswith("colours: 12 images") and "Traceback" not in ended.stderr
+    assert ended.stdout.startswith("18 images decoded") and "Traceback" not in ended.stderr
     assert hidden(tmp_path) == []
     assert finish(start(colours, tmp_path, tmp_path / "log")) == 0
     assert all(one == undisturbed[0] for one in results(tmp_path).values())
