@@ -200,6 +200,11 @@ def find_weights(models: Sequence[str], weights: str) -> dict[str, WeightsInfo]:
     return pretrained
 
 
+def join_plans(*plans: Plan) -> Plan:
+    """The points of several plans, which have one store, as one plan."""
+    return replace(plans[0], points=tuple(point for plan in plans for point in plan.points))
+
+
 def check_weights(found: WeightsInfo, planned: WeightsInfo) -> None:
     """Makes sure that a backbone computes with the weights that the record and the points name.
 

@@ -50,6 +50,7 @@ from benchmarks.common import (
     feature_cache,
     find_weights,
     freeze_planned,
+    join_plans,
     list_sources,
     make_parser,
     make_point,
@@ -369,7 +370,7 @@ class Plans:
     @property
     def whole(self) -> Plan:
         """All of it."""
-        return replace(self.features, points=(*self.features.points, *self.tunings.points))
+        return join_plans(self.features, self.tunings)
 
 
 def features_of(setup: Setup, pair: Pair) -> FeatureScores:

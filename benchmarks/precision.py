@@ -51,6 +51,7 @@ from benchmarks.common import (
     find_weights,
     forget,
     freeze_planned,
+    join_plans,
     load_dataset,
     make_parser,
     point_key,
@@ -540,7 +541,7 @@ class Plans:
     @property
     def whole(self) -> Plan:
         """All of it."""
-        return replace(self.answers, points=(*self.answers.points, *self.seconds.points))
+        return join_plans(self.answers, self.seconds)
 
 
 def point_of(setup: Setup, name: str, pair: Pair, measure: Callable[[], Any]) -> Point:

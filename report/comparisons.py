@@ -27,7 +27,7 @@ from transferlab.verdicts import (
 
 HEADS = {"compare": "probe", "study_head": "study"}  # {what it is named by: the head}
 # Of the table of scores: what predictions do not say.
-UNTOLD = ("weights", "seconds", "selection_optimism", "epochs_to_best")
+UNTOLD = ("weights", "selection_optimism", "epochs_to_best")
 ROUNDED = ("log_loss", "brier", "macro_f1", "ece")  # partly fp32, which differs by processor
 
 

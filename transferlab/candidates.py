@@ -16,7 +16,7 @@ from torch import nn
 
 from .backbones import create_backbone
 from .data import Folds, ImageSet
-from .errors import UserError
+from .errors import UserError, some
 from .heldout import (
     FinalKey,
     PredictionKey,
@@ -328,8 +328,7 @@ def announce_random(task: Task, candidates: Iterable[Candidate]) -> None:
     """Says which backbones are no baseline without their weights, having none."""
     untrained = [one.name for one in candidates if not one.info.measures_transfer]
     if "random" in task.baselines and untrained:
-        names = shorten(", ".join(untrained), 60)
-        print(f"no random baseline beside {names}: its own weights are random")
+        print(f"no random baseline beside {some(untrained)}: its own weights are random")
 
 
 def plan_work(task: Task, models: Sequence[str], store: Store) -> Work:

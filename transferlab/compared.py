@@ -13,6 +13,7 @@ import pandas as pd
 from .artifacts import write_figure, write_table, write_text, write_together
 from .candidates import Task, Work, compute_points, compute_work
 from .data import Folds, ImageSet
+from .errors import first_lines
 from .heldout import (
     ComparisonRecord,
     FinalScore,
@@ -324,16 +325,15 @@ def verdict_lines(comparison: Comparison) -> list[str]:
             beside[pair.model_b if pair.model_a == best else pair.model_a] = pair
     tied = tied_for_best(comparison.scores, comparison.pairs)
     seen = []
-    for name in tied[1 : LISTED + 1]:
+    for name in tied[1:]:
         pair = beside[name]
         lower = f"{100 * abs(pair.test.difference):.1f} points lower"
         told = f"{lower} ({100 * (pair.detectable or 0):.1f} would have been seen)"
         seen.append(f"{name}, {pair.verdict if pair.detectable is None else told}")
-    if len(tied) > LISTED + 1:
-        seen.append(f"and {len(tied) - LISTED - 1} more, in the file")
     lines = []
     if seen:
-        lines.append(f"tied with {best}: {'; '.join(seen)}")
+        told = "; ".join(first_lines(seen, LISTED, "and {} more, in the file"))
+        lines.append(f"tied with {best}: {told}")
     others = [one.model for one in ranked(comparison.scores) if one.model not in tied]
     below = [beside[name] for name in others if name in beside]
     return lines + [verdict_text(pair, len(comparison.pairs)) for pair in below]
@@ -350,8 +350,8 @@ def baseline_lines(comparison: Comparison) -> list[str]:
     ]
     if not above:
         return []
-    shown = above[:3] + ([f"{len(above) - 3} more"] if len(above) > 3 else [])
-    return [f"note: {best.model}, which ranks first, is not above {', '.join(shown)}"]
+    shown = ", ".join(first_lines(above, 3, "{} more"))
+    return [f"note: {best.model}, which ranks first, is not above {shown}"]
 
 
 def print_comparison(comparison: Comparison) -> None:
