@@ -8,19 +8,26 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from transferlab.artifacts import reserved_stamp, write_figure, write_table, write_text
+from transferlab.artifacts import (
+    reserved_stamp,
+    write_figure,
+    write_new,
+    write_table,
+    write_text,
+)
 from transferlab.backbones import create_backbone
 from transferlab.data import HeldOutFold, ImageSet, find_layout, split_images, split_indices
 from transferlab.datasets import FACES, INSECTS, Dataset
@@ -382,15 +389,28 @@ def forget(plan: Plan) -> None:
 # ---- results ---------------------------------------------------------------------------------
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name, compressed, into a new file.
+
+    Raises:
+        UserError: it exists already, or cannot be written.
+    """
+    write_new(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
+
 def write_results(
     out: str | Path,
     table: pd.DataFrame | list[dict[str, Any]],
     record: BenchmarkRecord,
     figure: Figure | None = None,
     finished: Plan | None = None,
+    *,
+    more: Mapping[str, pd.DataFrame] | None = None,
+    arrays: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Writes result/benchmarks/NAME_{stamp}.csv and .json and img/NAME_{stamp}.png, NAME being the
-    record's kind -> the stamp.
+    record's kind -> the stamp. `more` tables become NAME_KEY_{stamp}.csv, `arrays`
+    NAME_raw_{stamp}.npz.
 
     Then forgets the points of `finished`, which have gone into them, so that the next run measures
     anew.
@@ -403,8 +423,14 @@ def write_results(
     with reserved_stamp(out) as stamp:
         name = f"{record.kind}_{stamp}"
         write_table(out / FOLDER / f"{name}.csv", rows)
-        write_text(out / FOLDER / f"{name}.json", to_json(replace(record, stamp=stamp)))
         told = f"written: {FOLDER}/{name}.csv, .json"
+        for key, other in (more or {}).items():
+            write_table(out / FOLDER / f"{record.kind}_{key}_{stamp}.csv", other)
+            told += f", {record.kind}_{key}_{stamp}.csv"
+        if arrays is not None:
+            write_arrays(out / FOLDER / f"{record.kind}_raw_{stamp}.npz", arrays)
+            told += f", {record.kind}_raw_{stamp}.npz"
+        write_text(out / FOLDER / f"{name}.json", to_json(replace(record, stamp=stamp)))
         if figure is not None:
             write_figure(out / f"img/{name}.png", figure)
             told += f" and img/{name}.png"

@@ -31,7 +31,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ from scipy import stats
 from torch import nn
 
 from benchmarks.common import (
-    FOLDER,
     STUDIED,
     WITH_WEIGHTS,
     Pair,
@@ -49,7 +47,6 @@ from benchmarks.common import (
     code_digest,
     feature_cache,
     find_weights,
-    forget,
     freeze_planned,
     join_plans,
     load_dataset,
@@ -58,7 +55,6 @@ from benchmarks.common import (
     run_command,
     write_results,
 )
-from transferlab.artifacts import write_new
 from transferlab.backbones import input_size
 from transferlab.commands.options import PRECISIONS, add_cache, positive
 from transferlab.data import Folds, ImageSet
@@ -739,17 +735,17 @@ def make_record(
     )
 
 
-def write_raw(path: Path, found: Mapping[Pair, Answers], labels: Mapping[str, np.ndarray]) -> None:
-    """Writes the labels under dataset/labels, and the probabilities [R, N, C] under
-    dataset/model/fp32 and dataset/model/fast."""
-    flat: dict[str, Any] = {
-        f"{dataset}/labels": its_labels for dataset, its_labels in labels.items()
-    }
+def raw_arrays(
+    found: Mapping[Pair, Answers], labels: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The labels under dataset/labels, and the probabilities [R, N, C] under dataset/model/fp32 and
+    dataset/model/fast."""
+    flat = {f"{dataset}/labels": its_labels for dataset, its_labels in labels.items()}
     for pair, answers in found.items():
         stem = f"{pair.dataset}/{pair.model}"
         flat[f"{stem}/fp32"] = answers.exact.probabilities
         flat[f"{stem}/fast"] = answers.fast.probabilities
-    write_new(path, lambda temporary: np.savez_compressed(temporary, **flat))
+    return flat
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -784,9 +780,9 @@ def main(arguments: Sequence[str] | None = None, *, machine: Machine | None = No
     analysis = analyse(found, labels, setup.folds)
     print_analysis(analysis, setup.fast)
     rows = make_rows(found, labels, analysis) + seconds_rows(seconds)
-    stamp = write_results(options.out, rows, make_record(setup, analysis, seconds))
-    write_raw(Path(options.out) / FOLDER / f"{NAME}_raw_{stamp}.npz", found, labels)
-    forget(plans.whole)
+    record = make_record(setup, analysis, seconds)
+    arrays = raw_arrays(found, labels)
+    write_results(options.out, rows, record, finished=plans.whole, arrays=arrays)
     return 0
 
 

@@ -26,7 +26,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -39,7 +38,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.common import (
-    FOLDER,
     FRESH_VIEWS,
     Pair,
     PointKey,
@@ -55,7 +53,6 @@ from benchmarks.common import (
     seed_folds,
     write_results,
 )
-from transferlab.artifacts import write_new
 from transferlab.backbones import create_backbone, make_head, split_features
 from transferlab.commands.options import add_cache
 from transferlab.data import HeldOutFold, ImageSet
@@ -621,16 +618,16 @@ def make_record(work: Work, decision: Decision, seeds: str) -> BenchmarkRecord:
     )
 
 
-def write_raw(path: Path, raw: Raw) -> None:
-    """Writes the values under dataset/model/scheme/K/block/name, losses in half precision."""
-    flat: dict[str, Any] = {}
+def raw_arrays(raw: Raw) -> dict[str, np.ndarray]:
+    """The values under dataset/model/scheme/K/block/name, losses in half precision."""
+    flat = {}
     for (pair, setting), blocks in raw.items():
         for block, values in blocks.items():
             stem = f"{pair.dataset}/{pair.model}/{setting.scheme}/{setting.views}/{block}"
             flat[f"{stem}/correct"] = values.correct
             flat[f"{stem}/loss"] = values.loss.astype(np.float16)
             flat[f"{stem}/epochs"] = values.epochs
-    write_new(path, lambda temporary: np.savez_compressed(temporary, **flat))
+    return flat
 
 
 def print_decision(table: pd.DataFrame, decision: Decision) -> None:
@@ -656,8 +653,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_decision(table, decision)
     record = make_record(work, decision, most_seeds(table))
     figure = plot_curves(table, list_sources(record.weights))
-    stamp = write_results(options.out, table, record, figure)
-    write_raw(Path(options.out) / FOLDER / f"views_raw_{stamp}.npz", raw)
+    write_results(options.out, table, record, figure, arrays=raw_arrays(raw))
     return 0
 
 

@@ -53,6 +53,7 @@ class Context:
     scaling: Benchmark | None
     peers: Peers | None
     techniques: Techniques | None
+    techniques_gpu: Techniques | None
 
 
 def read_audit(named: Named, data: str) -> AuditRecord | None:
@@ -92,5 +93,6 @@ def load_context(root: Path = ROOT) -> Context:
         roofline=read_benchmark(named, "roofline"),
         scaling=read_benchmark(named, "scaling"),
         peers=read_peers(named),
-        techniques=read_techniques(named),
+        techniques=read_techniques(named, "techniques"),
+        techniques_gpu=read_techniques(named, "techniques_gpu"),
     )

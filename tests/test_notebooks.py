@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell
 from transferlab.commands.run import NOTEBOOKS, summarise
 from transferlab.described import load_model, read_description
 from transferlab.records import StudyRecord, from_plain, read_plain
-from transferlab.techniques import summarise_techniques
+from transferlab.technique_scores import summarise_techniques
 from transferlab.train import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,6 +21,7 @@ import torch
 from jinja2.exceptions import UndefinedError
 
 from benchmarks import enough_views
+from transferlab import technique_scores
 from transferlab.compared import prediction_table
 from transferlab.data import Folds, HeldOutFold
 from transferlab.heldout import ComparisonRecord, Predictions
@@ -491,7 +492,7 @@ def measured_with(context, benchmark_schema, settings):
 
 def bullets(context):
     """The lines of the README's results that tell of something beside the runs."""
-    starts = ("연구의 발견", "백본을 가장", "다른 도구", "전이 기법을")
+    starts = ("연구의 발견", "백본을 가장", "다른 도구")
     lines = [line for line in readme_of(context).splitlines() if line.startswith("- ")]
     return [line for start in starts for line in lines if line.startswith(f"- {start}")]
 
@@ -500,7 +501,7 @@ def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(conte
     """All of the README's bullets and of the table of growth; none of them where runs and the rest
     saw the same views."""
     beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
-    assert len(bullets(beside)) == 4
+    assert len(bullets(beside)) == 3
     assert all("뷰 30벌" in line for line in bullets(beside))
     report = report_of(beside)
     for part in (
@@ -629,202 +630,140 @@ def with_facts(benchmark, rows=None, **facts):
     return replace(benchmark, record=record, rows=benchmark.rows if rows is None else rows)
 
 
-@pytest.fixture
-def made_up_techniques():
-    """A measurement: full fine-tuning gains on every fold, biases vary, MixUp loses it again,
-    CutMix was interrupted."""
-    folds = {
-        "linear probe": [60, 61, 59, 60, 62],
-        "full fine-tuning": [70, 72, 69, 70, 71],
-        "biases only": [60, 62, 58, 60, 63],
+def made_up_techniques(repeats=3):
+    """Of 40 images the exact probe has half right, full fine-tuning three quarters, and MixUp what
+    full fine-tuning has but in the last repeat."""
+    labels = np.arange(40) % 2
+    half = np.where(np.arange(40) < 20, labels, -1)
+    most = np.where(np.arange(40) < 30, labels, -1)
+    worse = [most] * (repeats - 1) + [half] if repeats > 1 else [most]
+    found = {
+        technique_scores.EXACT: [half] * repeats,
+        technique_scores.EXACT_AT_224: [half] * repeats,
+        "full fine-tuning": [most] * repeats,
+        "MixUp": worse,
     }
-    folds |= {"MixUp": [60, 62, 61, 60, 61], "CutMix": [70, 71, 70]}
+    predicted = {
+        technique_scores.Place(kind="tuned", dataset="d", model="m", technique=name): np.array(rows)
+        for name, rows in found.items()
+    }
+    return technique_scores.pack_predictions(predicted, {"d": labels})
+
+
+def write_techniques(root, name="techniques", repeats=3, raw=True, **facts):
+    """A benchmark of techniques in files, its counts from `made_up_techniques` -> what is named
+    of it."""
+    folder = root / "result/benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = made_up_techniques(repeats)
+    correct = technique_scores.read_correct(arrays)
     rows = [
-        {
-            "kind": "tuned",
-            "dataset": "d",
-            "model": "m",
-            "technique": name,
-            "fold": fold,
-            "correct": k,
-            "n": 80,
-            "macro_f1": 0.5,
-            "seconds": 9.5,
-            "trainable": 1234,
-            "epochs": 10,
-        }
-        for name, counts in folds.items()
-        for fold, k in enumerate(counts)
+        asdict(place)
+        | {"repeat": repeat, "fold": fold, "correct": int(part.sum()), "n": len(part)}
+        | {"macro_f1": 0.5, "seconds": 9.5, "trainable": 1234, "epochs": 10}
+        for place, right in correct.items()
+        for repeat, its in enumerate(right)
+        for fold, part in enumerate(np.split(its, 5))
     ]
     left_out = {
         "without_weights": ["vit"],
-        "pairs": [{"dataset": "d", "models": ["n"]}],
-        "incomplete": [
-            {"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["MixUp", "CutMix"]}
-        ],
+        "incomplete": [{"kind": "tuned", "dataset": "d", "model": "m", "techniques": ["CutMix"]}],
     }
     record = BenchmarkRecord(
-        kind="techniques",
+        kind=name,
         data=(DataInfo(name="d", digest="digest"),),
         weights=made_up_weights("m"),
         machine=MACHINE,
-        settings=Settings(views=30, rule="cycle"),
-        facts={"folds": 5, "size": 112, "epochs": 10, "left_out": left_out},
+        settings=Settings(),
+        facts={"folds": 5, "size": 112, "epochs": 10, "left_out": left_out} | facts,
     )
-    return measured.Benchmark(record=record, rows=rows, path="result/benchmarks/techniques.csv")
+    stamp = "20260101_000000"
+    table = folder / f"{name}_{stamp}.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    table.with_suffix(".json").write_text(to_json(record), encoding="utf-8")
+    paths = {(name, f"benchmarks/{name}"): f"result/benchmarks/{table.name}"}
+    if raw:
+        np.savez_compressed(folder / f"{name}_raw_{stamp}.npz", **arrays)
+        tests = [test.row() for test in technique_scores.all_tests(correct)]
+        pd.DataFrame(tests).to_csv(folder / f"{name}_tests_{stamp}.csv", index=False)
+        paths[name, f"benchmarks/{name}_raw"] = f"result/benchmarks/{name}_raw_{stamp}.npz"
+        paths[name, f"benchmarks/{name}_tests"] = f"result/benchmarks/{name}_tests_{stamp}.csv"
+    return named.Named(root=root, paths=paths)
 
 
-def render_techniques(context, techniques=None, techniques_gpu=None):
+def render_techniques(context, techniques, techniques_gpu=None):
     """The README and the lines of the report, with these two benchmarks."""
     drawn = {f"{name}/img/{name}": f"img/{name}.png" for name in ("techniques", "techniques_gpu")}
     told = replace(
         context,
-        techniques=technique_results.describe_techniques(techniques, techniques_gpu),
+        techniques=techniques,
+        techniques_gpu=techniques_gpu,
         figures=context.figures | drawn,
     )
     return readme_of(told), report_of(told).splitlines()
 
 
-def test_techniques_are_judged_by_paired_tests(context, made_up_techniques):
-    """A technique that gains on every fold is told apart, one that varies is not."""
-    readme, lines = render_techniques(context, made_up_techniques)
-    assert (
-        "백본까지 학습하는 기법(에포크마다 새 뷰) "
-        "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
-    )
-    names = ["linear probe", "full fine-tuning", "biases only", "MixUp", "CutMix"]
-    shown = {
-        name: next(line for line in lines if line.startswith(f"| d | m | {name} |"))
-        for name in names
-    }
-    full = shown["full fine-tuning"]
-    assert "88.0 % (352/400)" in full and full.endswith(
-        "| +12.5 [+10.9, +14.1], **높음** |  | 1,234 | 9.5 |"
-    )
-    assert "음**" not in shown["biases only"] and "기준" in shown["linear probe"]
-    assert "-12.0 [-14.1, -9.9], **낮음** (full fine-tuning)" in shown["MixUp"]
-    assert "같은 겹에서 견줄 수 없음" in shown["CutMix"] and "(211/240)" in shown["CutMix"]
-    place = lines.index("구별된 것은 다음과 같습니다.")
-    gain = "full fine-tuning의 정확도에서 linear probe의 정확도를 빼면 +12.5 [+10.9, +14.1]"
-    fall = "MixUp의 정확도에서 full fine-tuning의 정확도를 빼면 -12.0 [-14.1, -9.9]"
-    assert lines[place + 2 : place + 5] == [
-        f"- d, m: {gain}, **높음**",
-        f"- d, m: {fall}, **낮음**",
-        "",
-    ]
-    assert "| MixUp | full fine-tuning | 1 | 0 | 1 | 0 | -12.0 |" in lines
-    place = lines.index("재지 않은 것은 다음과 같습니다.")
-    assert lines[place + 2 : place + 5] == [
-        "- d, m: MixUp, CutMix. 겹을 다 채우지 못했습니다.",
-        "- d에서 백본까지 학습하는 기법: n.",
-        "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
-    ]
-    assert (
-        not [line for line in lines if "GPU에서" in line]
-        and "![전이 기법](img/techniques.png)" in lines
-    )
+def test_the_one_question_on_techniques_is_answered_first(context, tmp_path):
+    found = technique_results.read_techniques(write_techniques(tmp_path), "techniques")
+    readme, lines = render_techniques(context, found)
+    (test,) = found.headlines
+    told = f"{typed.points(test.test.low)}, {typed.points(test.test.high)}"
+    (line,) = [line for line in lines if line.startswith("- d: full fine-tuning의 정확도에서")]
+    assert f"exact probe의 정확도를 빼면 +25.0 [{told}] %p입니다(m, 되풀이 3번, p = " in line
+    assert line.endswith("**구별됩니다.**")
+    assert f"(112픽셀, m) +25.0 %p [{told}]: 구별됨." in readme
+    (pooled,) = [line for line in lines if line.startswith("| d | full fine-tuning | m | 3 |")]
+    assert pooled.count(f"+25.0 [{told}], **높음**") == 2  # less the probes of both sizes
+    (row,) = [line for line in lines if line.startswith("| d | m | MixUp |")]
+    assert "| 66.7 % |" in row and "(full fine-tuning)" in row and row.endswith("| 1,234 | 9.5 |")
+    (probe,) = [line for line in lines if line.startswith("| d | m | exact probe |")]
+    assert "| 50.0 % |" in probe and "| 기준 |" in probe
+    assert "- d, m: CutMix. 겹을 다 채우지 못했습니다." in lines
+    assert "![전이 기법](img/techniques.png)" in lines
 
 
-def of_a_gpu(made_up):
-    """The other machine's: a pair g of its own, of h a technique without its probe, of m MixUp,
-    which the first lacks, and two techniques that it has, one with 3 images more."""
-    rows = made_up.rows
-    again = []
-    for row in rows:
-        more = 3 if row["technique"] == "biases only" and row["fold"] == 1 else 0
-        if row["technique"] in ("CutMix", "biases only"):
-            again.append(row | {"correct": row["correct"] + more})
-    mixed = [row for row in rows if row["technique"] == "MixUp"]
-    incomplete = [
-        {"kind": kind, "dataset": "d", "model": name, "techniques": ["CutMix", "last stage"]}
-        for name in ("g", "x")
-        for kind in ("tuned", "frozen")
-    ]  # of x nothing was measured
-    alone = {
-        "dataset": "d",
-        "model": "vit",
-        "technique": "full fine-tuning",
-        "images": 64,
-        "seconds": 21.4,
-        "epochs": 10,
-        "trainable": 8642,
-    }
-    found = with_facts(
-        made_up,
-        rows=[
-            *(row | {"model": "g"} for row in rows),
-            *(row | {"model": "h"} for row in mixed),
-            *mixed,
-            *again,
-            *(row | {"model": "frozen here", "kind": "frozen"} for row in rows),
-        ],
-        processes=7,
-        alone=[alone],
-        left_out={"without_weights": ["vit"], "pairs": [], "incomplete": incomplete},
+def test_one_repeat_gets_no_verdict(context, tmp_path):
+    named_files = write_techniques(tmp_path, repeats=1)
+    readme, lines = render_techniques(
+        context, technique_results.read_techniques(named_files, "techniques")
     )
-    machine = replace(MACHINE, processor="a GPU", versions={"torch": "9.9"})
-    record = replace(found.record, machine=machine)
-    return replace(found, record=record, path="result/benchmarks/techniques_gpu.csv")
+    (line,) = [line for line in lines if line.startswith("- d: full fine-tuning의 정확도에서")]
+    assert "학습의 흔들림을 담지 않았으므로 판정하지 않습니다" in line and "p = " not in line
+    assert "되풀이가 적어 판정하지 않음" in readme
+    (pooled,) = [line for line in lines if line.startswith("| d | full fine-tuning | m | 1 |")]
+    assert "(학습의 흔들림 제외)" in pooled and "높음" not in pooled
+    assert [line for line in lines if line.startswith("| d | m | MixUp | 75.0 % (30/40) |")]
 
 
-def test_what_a_gpu_tuned_stands_beside_the_rest(context, made_up_techniques):
-    left_out = made_up_techniques.facts["left_out"]
-    made_up = with_facts(
-        made_up_techniques,
-        rows=[row for row in made_up_techniques.rows if row["technique"] != "MixUp"],
-        left_out=left_out | {"pairs": [{"dataset": "d", "models": ["g", "n"]}]},
-    )
-    gpu = of_a_gpu(made_up_techniques)
-    readme, lines = render_techniques(context, made_up, gpu)
-    assert (
-        "백본까지 학습하는 기법(GPU, 에포크마다 새 뷰) "
-        "full fine-tuning 1/0/0, biases only 0/0/1, MixUp 0/0/1." in readme
-    )
-    place = lines.index("재지 않은 것은 다음과 같습니다.")
-    assert lines[
-        place + 2 : place + 6
-    ] == [  # CutMix of g has its rows; nothing of x was measured by any
-        "- d, g: last stage. 겹을 다 채우지 못했습니다.",
-        "- d에서 백본까지 학습하는 기법: n.",
-        "- vit: 사전 학습한 가중치를 구하지 못했습니다.",
-        "",
-    ]
-    place = lines.index("**백본까지 학습하는 기법, GPU에서**")
-    assert (
-        "a GPU에서 쟀습니다(PyTorch 9.9)" in lines[place + 2]
-        and "프로세스 7개가" in lines[place + 2]
-    )
-    both = "d의 m에서는 두 기계가 함께 잰 기법 2가지의 맞힌 수가"
-    assert f"{both} 400장 가운데 많아야 3장 다릅니다." in lines[place + 2]
-    (probe,) = [line for line in lines[place:] if line.startswith("| d | g | linear probe |")]
-    assert probe.endswith("| 기준 |  | 1,234 |")  # no seconds: seven shared the GPU
-    (alone,) = [
-        line for line in lines if line.startswith("- vit: full fine-tuning, d의 학습 이미지 64장")
-    ]
-    assert "10에포크에 21초" in alone and "8,642개" in alone
-    assert [
-        line
-        for line in lines
-        if line.startswith("| d | h | MixUp |") and "같은 겹에서 견줄 수 없음" in line
-    ]
-    assert (
-        "![전이 기법, GPU](img/techniques_gpu.png)" in lines[place:]
-        and lines.count("![전이 기법](img/techniques.png)") == 1
-    )
-    assert not [line for line in lines if "| frozen here |" in line]
-    with pytest.raises(SystemExit, match="other data, weights or settings"):
-        render_techniques(context, made_up, with_facts(gpu, size=64))
+def test_counts_alone_carry_no_test(context, tmp_path):
+    """As a GPU has left them, beside what has predictions."""
+    here = technique_results.read_techniques(write_techniques(tmp_path), "techniques")
+    counts = write_techniques(tmp_path, "techniques_gpu", raw=False, processes=7)
+    gpu = technique_results.read_techniques(counts, "techniques_gpu")
+    machine = replace(MACHINE, device="cuda", processor="a GPU")
+    gpu = replace(gpu, record=replace(gpu.record, machine=machine))
+    assert gpu.tests == () and gpu.headlines == []
+    _, lines = render_techniques(context, here, gpu)
+    (place,) = [n for n, line in enumerate(lines) if "기법, GPU** (a GPU; 프로세스 7개가" in line]
+    assert lines[place + 2].startswith("이미지마다의 예측을 남기지 않고 맞힌 수만 남겼으므로")
+    (row,) = [line for line in lines[place:] if line.startswith("| d | m | full fine-tuning |")]
+    assert row.endswith("|  |  | 1,234 |")  # neither tests nor seconds, which seven shared
+    assert "![전이 기법, GPU](img/techniques_gpu.png)" in lines[place:]
+    assert technique_results.read_techniques(counts, "techniques") is None
 
 
-def test_what_only_a_gpu_measured_is_shown(context, made_up_techniques):
-    gpu = of_a_gpu(made_up_techniques)
-    _, lines = render_techniques(context, techniques_gpu=gpu)
-    assert "![전이 기법](img/techniques_gpu.png)" in lines and [
-        line for line in lines if line.startswith("| d | frozen here |")
-    ]
-    assert next(line for line in lines if line.startswith("| d | g | linear probe |")).endswith(
-        "| 1,234 |"
-    )
+@pytest.mark.parametrize("what", ["csv", "tests"])
+def test_techniques_that_do_not_follow_from_their_predictions_are_refused(tmp_path, what):
+    files = write_techniques(tmp_path)
+    kind = "benchmarks/techniques_tests" if what == "tests" else "benchmarks/techniques"
+    path = files.file("techniques", kind)
+    table = pd.read_csv(path)
+    column = "difference" if what == "tests" else "correct"
+    table[column] = table[column] - table[column].max() / 50 if what == "tests" else 3
+    table.to_csv(path, index=False)
+    told = "does not follow from its predictions" if what == "tests" else "its predictions give"
+    with pytest.raises(SystemExit, match=told):
+        technique_results.read_techniques(files, "techniques")
 
 
 # ---- comparisons -----------------------------------------------------------------------------

@@ -1,49 +1,57 @@
-"""The benchmark of techniques: folds in order, stored as they end, summed up with Wilson's
-interval."""
+"""The benchmark of techniques: folds in order, stored as they end, with what was predicted of every
+image."""
 
 import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from benchmarks import techniques as benchmark
-from benchmarks.common import FRESH_VIEWS, Pair
+from benchmarks.common import Pair
 from benchmarks.techniques import (
+    TRAINED,
     KeptViews,
-    Options,
     Outcome,
     Request,
     Setup,
-    Trial,
-    measure_alone,
+    Tuning,
+    find_tunings,
+    measure_exact,
     measure_frozen,
     measure_share,
     measure_tuned,
     plan_work,
+    plot_gains,
     prepare,
 )
 from transferlab.backbones import create_backbone
-from transferlab.data import Folds, everything_fold
+from transferlab.data import everything_fold
 from transferlab.datasets import FACES, INSECTS
 from transferlab.errors import UserError
-from transferlab.heldout import make_folds
+from transferlab.heldout import make_folds, predict_with_probes
 from transferlab.machine import this_machine
-from transferlab.metrics import accuracy_interval, corrected_resampled_t
-from transferlab.plots import plot_technique_accuracies, plot_techniques
 from transferlab.pretrained import WeightsInfo
 from transferlab.store import NO_STORE
 from transferlab.study import freeze_backbone
-from transferlab.techniques import FROZEN, TUNED, paired_tests, summarise_techniques
+from transferlab.technique_scores import (
+    EXACT,
+    EXACT_AT_224,
+    HEADLINE,
+    Place,
+    all_tests,
+    read_correct,
+)
+from transferlab.techniques import FROZEN, TUNED
 from transferlab.train import Settings
 from transferlab.views import Renderer, faces_augmentation, info_of
 
 TINY = "test_resnet.r160_in1k"
-MADE_UP = Outcome(correct=3, n=4, macro_f1=0.7, seconds=1.0, trainable=5, epochs=1)
 
 
 @pytest.fixture
@@ -59,7 +67,7 @@ def test_a_frozen_technique_on_a_fold(whole):
     fold = first_folds(whole)[1]
     frozen = freeze_backbone(TINY, whole, weights="none")
     found = measure_frozen(FROZEN["linear probe"], whole, frozen, fold)
-    assert found.n == 4 and 0 <= found.correct <= 4 and found.epochs == 4
+    assert len(found.predicted) == 4 and set(found.predicted) <= {0, 1} and found.epochs == 4
     assert found.trainable == 2 * frozen.model.head_hidden_size + 2
 
 
@@ -72,76 +80,20 @@ def test_a_tuned_technique_on_a_fold(whole):
         return measure_tuned(technique, info, "none", replace(whole, settings=settings), fold)
 
     found = tune(TUNED["last stage"], 2)
-    assert found.n == 4 and found.epochs == 2 and found.seconds > 0
+    assert len(found.predicted) == 4 and found.epochs == 2 and found.seconds > 0
     probe = tune(FROZEN["linear probe"], 1)
     assert found.trainable > probe.trainable
 
 
-def rows_of(technique, correct, model="m"):
-    return [
-        {
-            "kind": "tuned",
-            "dataset": "d",
-            "model": model,
-            "technique": technique,
-            "fold": fold,
-            "correct": count,
-            "n": 50,
-            "macro_f1": count / 50,
-            "seconds": 1.0 + fold,
-            "trainable": 10,
-            "epochs": 2,
-        }
-        for fold, count in enumerate(correct)
-    ]
-
-
-def test_a_trial_and_its_outcome_are_a_row():
-    trial = Trial(kind="tuned", pair=Pair(dataset="d", model="m"), technique="a", fold=0)
-    table = benchmark.table_of([trial], {str(trial): MADE_UP})
-    assert list(table) == list(rows_of("a", [3])[0])
-
-
-def test_the_summary_counts_over_folds():
-    table = pd.DataFrame(rows_of("a", [30, 40, 50]) + rows_of("b", [3, 4, 5]))
-    summary = summarise_techniques(table)
-    assert summary.correct.tolist() == [120, 12] and summary.accuracy.tolist() == [0.8, 0.08]
-    assert summary.seconds.tolist() == [2.0, 2.0]
-    assert summary.macro_f1.tolist() == pytest.approx([0.8, 0.08])
-    interval = accuracy_interval(120, 150)
-    assert (summary.low[0], summary.high[0]) == (interval.low, interval.high)
-    plot_techniques(summary, "made up").savefig("/dev/null", format="png")
-    other = summary[:1].assign(model="other", technique="c")
-    figure = plot_technique_accuracies(pd.concat([summary, other]), "made up")
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["a", "b", "c"] and len(figure.axes) == 2
-    ((line, *_),) = figure.axes[1].containers
-    assert line.get_xdata().tolist() == [80.0] and line.get_ydata().tolist() == [2]
-
-
-def test_techniques_are_tested_on_the_folds_of_their_own_pair():
-    probe, better, same = [30, 31, 29, 30, 32], [45, 47, 44, 45, 46], [31, 30, 29, 31, 31]
-    folds = {"linear probe": probe, "full fine-tuning": better, "MixUp": same, "incomplete": [1, 2]}
-    rows = [row for name, counts in folds.items() for row in rows_of(name, counts)]
-    table = pd.DataFrame(rows + rows_of("x", [1, 2], "other"))
-    tests = paired_tests(table).set_index(["technique", "reference"])
-    assert tests.verdict.to_dict() == {
-        ("full fine-tuning", "linear probe"): "better",
-        ("MixUp", "linear probe"): "indistinguishable",
-        ("MixUp", "full fine-tuning"): "worse",
-    }
-    assert set(tests.model) == {"m"}
-    counts = {
-        ("full fine-tuning", "linear probe"): (better, probe),
-        ("MixUp", "full fine-tuning"): (same, better),
-    }
-    for pair, (a, b) in counts.items():
-        expected = corrected_resampled_t([(x - y) / 50 for x, y in zip(a, b)], 1 / 4)
-        assert tests.difference[pair] == pytest.approx(expected.difference)
-        assert tests.p[pair] == pytest.approx(expected.p)
-    smallest = tests.p.min()
-    # Of three tests of this pair.
-    assert tests.p_holm[tests.p.idxmin()] == pytest.approx(3 * smallest)
+def test_an_exact_probe_on_a_fold_is_the_one_of_all_folds(whole):
+    folds = make_folds(whole.image_set.labels, k=4, repeats=2, seed=0)
+    frozen = freeze_backbone(TINY, whole, weights="none")
+    together = predict_with_probes(frozen.features.clean, whole.image_set, folds)
+    for fold in folds.folds[3:5]:
+        found = measure_exact(whole, frozen, folds, fold)
+        expected = together.probabilities[fold.repeat, fold.test].argmax(1)
+        assert list(found.predicted) == expected.tolist()
+        assert found.trainable == 2 * (frozen.model.head_hidden_size + 1) and found.epochs == 0
 
 
 def own_images(image_folder, folder):
@@ -153,19 +105,26 @@ def own_images(image_folder, folder):
     return [str(part) for place in places.items() for part in place]
 
 
-def tuned_alone(image_folder, folder, folds=3):
+def tuned_alone(image_folder, folder, folds=3, repeats=1):
     """Arguments that tune the smallest backbone on discs and squares, and measure nothing else."""
     places = own_images(image_folder, folder)
     tuned = ["--models", "--tuned", f"buttons:{TINY}"]
-    sizes = ["--folds", str(folds), "--size", "32", "--epochs", "2"]
+    sizes = ["--folds", str(folds), "--size", "32", "--epochs", "2", "--repeats", str(repeats)]
     return [*places, *tuned, *sizes, "--cache-dir", ""]
+
+
+def made_up(technique, planned, weights, study, fold):
+    """An outcome of the fold's images, without training anything: every other one is right."""
+    labels = study.labels(fold.test)
+    predicted = torch.where(fold.test % 2 == 0, labels, 1 - labels)
+    return Outcome(predicted=tuple(predicted.tolist()), seconds=1.0, trainable=5, epochs=1)
 
 
 def request_for(arguments, machine=None):
     return Request(
         options=benchmark.parse(arguments),
         machine=machine or this_machine(),
-        settings=FRESH_VIEWS,
+        settings=Settings(),
     )
 
 
@@ -177,47 +136,98 @@ def test_an_interrupted_measurement_goes_on_and_names_what_is_missing(
     def measured(*given):
         calls.append(given)
         clock[0] += 1.0
-        return MADE_UP
+        return made_up(*given)
 
     def run(*arguments):
         return benchmark.main(arguments, now=lambda: clock[0])
 
     monkeypatch.setattr(benchmark, "measure_tuned", measured)
-    arguments = tuned_alone(image_folder, tmp_path, folds=4)
+    arguments = tuned_alone(image_folder, tmp_path, folds=4, repeats=2)
     with pytest.raises(UserError, match="no technique was measured on all folds in -1 minutes"):
         run(*arguments, "--minutes", "-1")
     named = "--tuned resnet50: give DATASET:NAME, with a dataset of buttons"
     with pytest.raises(UserError, match=named):
         run(*arguments, "--tuned", "resnet50")
-    assert run(*arguments, "--minutes", "0.1") == 0  # 6 seconds
-    everything = 4 * (1 + len(TUNED))
-    assert 0 < len(calls) < everything
-    told = f"not measured: tuned: {TINY} on buttons, last stage, LP-FT"
+    of_a_repeat = 4 * len(TRAINED)
+    assert run(*arguments, "--minutes", str((of_a_repeat + 1.5) / 60)) == 0
+    assert of_a_repeat < len(calls) < 2 * of_a_repeat
+    told = f"not measured: tuned: {TINY} on buttons, linear probe, last stage, LP-FT"
     assert told in capsys.readouterr().out
-    (first,) = tmp_path.glob("result/benchmarks/techniques_*.csv")
-    counts = pd.read_csv(first).groupby("technique").fold.count()
-    assert len(calls) % 4 and set(counts) == {4}  # a technique lacked a fold
-    assert run(*arguments) == 0 and len(calls) == everything
+    (first,) = tmp_path.glob("result/benchmarks/techniques_2*.csv")
+    rows = pd.read_csv(first)
+    counts = rows[rows.technique == "linear probe"].groupby("repeat").fold.count()
+    assert counts.to_dict() == {0: 4} and len(calls) % 4  # the second repeat lacks folds
+    assert run(*arguments) == 0 and len(calls) == 2 * of_a_repeat
     assert "not measured" not in capsys.readouterr().out
-    tables = sorted(tmp_path.glob("result/benchmarks/techniques_*.csv"))
-    assert [len(pd.read_csv(path)) for path in tables][-1] == everything
+    latest = max(tmp_path.glob("result/benchmarks/techniques_2*.csv"))
+    assert len(pd.read_csv(latest)) == 2 * 4 * (len(TRAINED) + 2)
     assert not [*tmp_path.glob("result/benchmarks/techniques_unfinished/*.safetensors")]
 
 
-def test_a_folder_of_ones_own_images_is_measured(tmp_path, image_folder):
+def test_more_may_be_asked_for_later(tmp_path, monkeypatch, image_folder):
+    """What is kept of a trial does not depend on what else is asked for."""
+    request = request_for(tuned_alone(image_folder, tmp_path))
+    monkeypatch.setattr(benchmark, "measure_tuned", made_up)
+    few = plan_work(prepare(request))
+    assert [*few.plan.measured()] and not few.plan.missing()
+    options = replace(request.options, repeats=2, models=(TINY,))
+    more = plan_work(prepare(replace(request, options=options)))
+    kept = {str(trial) for trial in few.trials}
+    missing = {point.name for point in more.plan.missing()}
+    assert not kept & missing and missing | kept == {str(trial) for trial in more.trials}
+
+
+def test_every_trial_of_the_usual_is_listed_once_and_the_headline_in_three_repeats(whole):
+    datasets = {FACES.name: whole, INSECTS.name: whole}
+    options = benchmark.parse(["--data", "x", "--weights", "y", "--models"])
+    tunings = find_tunings(options, datasets)
+    names = {one.pair.model for one in tunings}
+    setup = Setup(
+        request=Request(options=options, machine=whole.machine, settings=Settings()),
+        studies=datasets,
+        folds={},
+        tunings=tunings,
+        infos={name: weights_info(name, "file") for name in names},
+    )
+    trials = benchmark.list_trials(setup)
+    assert len(trials) == len(set(trials))
+    for technique in (HEADLINE, EXACT, EXACT_AT_224):
+        measured = [trial for trial in trials if trial.technique == technique]
+        assert len(measured) == len({one.pair for one in tunings}) * 3 * 5
+    assert find_tunings(options, [FACES.name])[0].pair.dataset == FACES.name
+    assert find_tunings(options, ["x"]) == ()
+
+
+def check_written(folder, rows):
+    """Counts and tests that were written follow from the predictions that were."""
+    (path,) = folder.glob("result/benchmarks/techniques_raw_*.npz")
+    with np.load(path) as arrays:
+        correct = read_correct(dict(arrays))
+    for names, part in rows.groupby(["kind", "dataset", "model", "technique"]):
+        place = Place(**dict(zip(("kind", "dataset", "model", "technique"), names)))
+        assert part.groupby("repeat").correct.sum().tolist() == correct[place].sum(1).tolist()
+    told = pd.read_csv(next(folder.glob("result/benchmarks/techniques_tests_*.csv")))
+    again = pd.DataFrame([test.row() for test in all_tests(correct)]).fillna(np.nan)
+    pd.testing.assert_frame_equal(told, again, check_dtype=False)
+    assert len([*folder.glob("img/techniques_*.png")]) == 1
+
+
+def test_a_folder_of_ones_own_images_is_measured(tmp_path, monkeypatch, image_folder):
     """Every technique on a folder that is none of the study's, small: 3 folds, 2 epochs; the
     study's own beside each other."""
     places = own_images(image_folder, tmp_path)
-    sizes = ["--folds", "3", "--size", "32", "--epochs", "2", "--cache-dir", ""]
+    sizes = ["--folds", "3", "--repeats", "1", "--size", "32", "--epochs", "2", "--cache-dir", ""]
     arguments = [*places, "--models", TINY, *sizes, "--tuned"]
-    few = replace(FRESH_VIEWS, epochs=2)
+    monkeypatch.setattr(benchmark, "STUDY_SIZE", 40)  # px
+    few = Settings(epochs=2, views=1)
     assert benchmark.main([*arguments, f"buttons:{TINY}"], settings=few) == 0
-    (table,) = tmp_path.glob("result/benchmarks/techniques_*.csv")
+    (table,) = tmp_path.glob("result/benchmarks/techniques_2*.csv")
     rows = pd.read_csv(table)
     assert set(rows.dataset) == {"buttons"}
-    assert (rows.groupby(["kind", "technique"]).n.sum() == 16).all()
-    assert set(rows[rows.kind == "frozen"].technique) == set(FROZEN)
-    assert set(rows[rows.kind == "tuned"].technique) == {"linear probe", *TUNED}
+    assert (rows.groupby(["kind", "technique", "repeat"]).n.sum() == 16).all()
+    assert set(rows[rows.kind == "frozen"].technique) == {EXACT, *FROZEN}
+    assert set(rows[rows.kind == "tuned"].technique) == {EXACT, EXACT_AT_224, *TRAINED}
+    check_written(tmp_path, rows)
     assert rows.macro_f1.between(0, 1).all()
     named = "--tuned resnet50: give DATASET:NAME, with a dataset of buttons"
     with pytest.raises(UserError, match=named):
@@ -239,13 +249,6 @@ def test_the_studys_own_datasets_are_found_beside_each_other(tmp_path, image_fol
     studies = load_studies(tmp_path)
     assert [*studies] == [FACES.name, INSECTS.name]
     assert info_of(studies[FACES.name].renderer.augmentation) == info_of(faces_augmentation())
-    pairs = [
-        Pair(dataset=FACES.name, model="efficientnet_lite0"),
-        Pair(dataset=INSECTS.name, model="efficientnet_lite0"),
-        Pair(dataset=INSECTS.name, model="resnet50"),
-    ]
-    assert benchmark.find_pairs(None, studies) == pairs
-    assert benchmark.find_pairs(None, ["x"]) == [Pair(dataset="x", model="efficientnet_lite0")]
 
 
 def weights_info(name, kind):
@@ -262,11 +265,14 @@ def weights_info(name, kind):
 )
 def test_a_backbone_that_cannot_be_tuned_is_refused_before_anything_is_measured(name, size, reason):
     infos = {name: weights_info(name, "file"), "other": weights_info("no such", "random")}
-    pairs = [Pair(dataset="d", model=name), Pair(dataset="d", model="other")]
+    tunings = [
+        Tuning(pair=Pair(dataset="d", model=model), techniques=(HEADLINE,), repeats=1)
+        for model in (name, "other")
+    ]
     refused = f"--tuned with {name}: it cannot be tuned at {size} px .*{reason}"
     expected = pytest.raises(UserError, match=refused) if reason else nullcontext()
     with expected:
-        benchmark.check_pairs(pairs, infos, size)
+        benchmark.check_tunings(tunings, infos, size)
 
 
 def test_shares_are_all_points_once(tmp_path, image_folder):
@@ -274,7 +280,7 @@ def test_shares_are_all_points_once(tmp_path, image_folder):
     work = plan_work(prepare(request))
     measured = [point.name for number in range(4) for point in work.share(number).points]
     everything = [point.name for point in work.plan.points]
-    assert len(everything) == 3 * (1 + len(TUNED)) and sorted(measured) == sorted(everything)
+    assert len(everything) == 3 * (2 + len(TRAINED)) and sorted(measured) == sorted(everything)
 
 
 @pytest.mark.slow
@@ -284,52 +290,48 @@ def test_several_processes_measure_what_one_does(tmp_path, monkeypatch, image_fo
         assert benchmark.main([*arguments, "--processes", number]) == 0
         # Here, not in the two that it starts.
         monkeypatch.setattr(benchmark, "measure_tuned", pytest.fail)
-        latest = max(tmp_path.glob("result/benchmarks/techniques_*.csv"))
+        latest = max(tmp_path.glob("result/benchmarks/techniques_2*.csv"))
         tables.append(pd.read_csv(latest).drop(columns="seconds"))
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_without_pretrained_weights_only_the_time_is_told(whole, tmp_path):
-    fold = first_folds(whole)[0]
-    options = Options(
-        data="",
-        weights="none",
-        out=str(tmp_path),
-        models=(),
-        tuned=None,
-        folds=4,
-        size=32,
-        epochs=1,
-        processes=1,
-        minutes=1,
-        cache_dir="",
-    )
-    setup = Setup(
-        request=Request(options=options, machine=whole.machine, settings=FRESH_VIEWS),
-        studies={"d": whole},
-        folds={"d": Folds(folds=(fold,), k=4, repeats=1)},
-        pairs=[Pair(dataset="d", model=TINY)],
-        infos={TINY: create_backbone(TINY, "none")[1]},
-    )
-    (row,) = measure_alone(plan_work(setup))
-    assert row.seconds > 0 and row.epochs == 1 and row.images == len(fold.train)
-    assert not {"correct", "n", "macro_f1"} & {*vars(row)}
-    work = plan_work(setup)
-    assert not work.alone.missing() and measure_alone(work) == [row]  # kept
+def of_its_fold(setup):
+    """Makes what measures nothing and names the class 0."""
+
+    def measure(trial):
+        count = len(setup.fold_of(trial).test)
+        return Outcome(predicted=(0,) * count, seconds=1.0, trainable=5, epochs=1)
+
+    return measure
 
 
 def test_a_gpus_results_have_a_name_of_their_own(tmp_path, monkeypatch, image_folder):
     gpu = replace(this_machine(), device="cuda")
-    alone = benchmark.Alone(
-        dataset="d", model="m", technique="t", images=9, seconds=1.5, epochs=2, trainable=3
-    )
-    monkeypatch.setattr(benchmark, "measure_tuned", lambda *given: MADE_UP)
-    monkeypatch.setattr(benchmark, "measure_alone", lambda work: [alone])
+    monkeypatch.setattr(benchmark, "measure_tuned", made_up)
+    monkeypatch.setattr(benchmark, "make_measure", of_its_fold)
     assert benchmark.main(tuned_alone(image_folder, tmp_path), machine=gpu) == 0
-    (table,) = tmp_path.glob("result/benchmarks/*.csv")
-    assert table.name.startswith("techniques_gpu_2")
+    (table,) = tmp_path.glob("result/benchmarks/techniques_gpu_2*.csv")
     record = json.loads(table.with_suffix(".json").read_text())
-    assert record["kind"] == "techniques_gpu" and record["facts"]["alone"] == [vars(alone)]
+    assert record["kind"] == "techniques_gpu"
+
+
+def test_the_figure_says_the_headline_and_fills_what_is_told_apart(tmp_path):
+    right = np.ones((3, 40), bool)
+    wrong = right & (np.arange(40) % 4 == 0)  # in every repeat the same
+    places = [
+        Place(kind="tuned", dataset="d", model=model, technique=technique)
+        for model in ("m", "n")
+        for technique in (EXACT, HEADLINE)
+    ]
+    tests = all_tests({place: right if place.technique == HEADLINE else wrong for place in places})
+    figure = plot_gains(tests)
+    (axis,) = figure.axes
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["m", "n"]
+    marks = [line for line in axis.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
+    assert [mark.get_xdata()[0] for mark in marks] == [75.0, 75.0]
+    assert all(mark.get_markerfacecolor() == mark.get_color() for mark in marks)
+    assert "Full fine-tuning less the exact probe: +75.0" in figure.get_suptitle()
 
 
 class Watched(Renderer):

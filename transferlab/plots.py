@@ -1,7 +1,6 @@
 """Figures. Colours (Okabe-Ito) stay apart in grey and for colour-blind readers; labels are
 English."""
 
-import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -170,96 +169,6 @@ def interval_reach(part: pd.DataFrame) -> pd.DataFrame:
     """How far the intervals of the accuracies in `part` reach below and above, in points [2, N]."""
     reach = part[["low", "high"]].sub(part.accuracy, axis=0)
     return 100 * reach.abs().T
-
-
-def plot_techniques(summary: pd.DataFrame, title: str) -> plt.Figure:
-    """Accuracy against seconds of a fold, a panel a pair of dataset and model, techniques by
-    number; `summary` as `summarise_techniques` gives it."""
-    pairs = list(summary.groupby(["dataset", "model"], sort=False))
-    names = list(summary.technique.unique())
-    numbers = {name: number for number, name in enumerate(names, 1)}
-    figure, axes = plt.subplots(
-        1,
-        len(pairs),
-        figsize=(2.5 + 4.5 * len(pairs), 4.6),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, ((data, model), part) in zip(axes.flat, pairs):
-        plot_against_seconds(axis, part, numbers)
-        axis.set_title(f"{data}, n = {part.n.iloc[0]}\n{model}")
-    last = axes[0, -1]
-    last.text(
-        1.03,
-        0.5,
-        "\n".join(f"{number} {name}" for name, number in numbers.items()),
-        va="center",
-        fontsize=8,
-        transform=last.transAxes,
-    )
-    figure.suptitle(title, fontsize=8, wrap=True)
-    return figure
-
-
-def plot_against_seconds(axis: plt.Axes, part: pd.DataFrame, numbers: dict[str, int]) -> None:
-    """One panel of `plot_techniques`: a row of `part` is a technique, drawn as its number."""
-    accuracies = 100 * part.accuracy
-    axis.errorbar(
-        part.seconds,
-        accuracies,
-        interval_reach(part),
-        fmt="none",
-        ecolor=GREY,
-        linewidth=1,
-    )
-    for row in part.itertuples():  # numbers, since names would lie on each other
-        axis.text(
-            row.seconds,
-            100 * row.accuracy,
-            numbers[row.technique],
-            ha="center",
-            va="center",
-            fontsize=7,
-            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": BLUE},
-        )
-    axis.set(xlim=0, xlabel="seconds a fold", ylabel="accuracy (%)")
-
-
-def plot_technique_accuracies(summary: pd.DataFrame, title: str) -> plt.Figure:
-    """Accuracy with its 95 % interval, a panel a pair of dataset and model, for techniques whose
-    seconds tell nothing since they were measured at once; `summary` as `summarise_techniques` gives
-    it."""
-    pairs = list(summary.groupby(["model", "dataset"], sort=False))
-    names = list(summary.technique.unique())
-    rows = math.ceil(len(pairs) / 4)
-    columns = min(4, len(pairs))
-    row_height = 0.7 + 0.25 * len(names)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(2 + 3 * columns, 1 + row_height * rows),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
-    )
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_axis_off()
-    for axis, ((model, data), part) in zip(axes.flat, pairs):
-        axis.errorbar(
-            100 * part.accuracy,
-            [names.index(name) for name in part.technique],
-            xerr=interval_reach(part),
-            fmt="o",
-            color=BLUE,
-            ecolor=GREY,
-        )
-        axis.set_xlabel("accuracy (%)")
-        axis.set_title(f"{model}\n{data}, n = {part.n.iloc[0]}", fontsize=9)
-    first = axes[0, 0]
-    first.set_yticks(range(len(names)), names)
-    first.invert_yaxis()
-    figure.suptitle(title, fontsize=8, wrap=True)
-    return figure
 
 
 def plot_comparison(scores: Sequence[Scores], title: str) -> plt.Figure:

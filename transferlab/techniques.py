@@ -2,11 +2,10 @@
 `split_at` and `train`."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 from torchvision.transforms import v2
@@ -14,7 +13,6 @@ from torchvision.transforms import v2
 from .backbones import classifier_name, fold_batchnorm, set_head, split_at
 from .errors import UserError
 from .features import extract_ahead
-from .metrics import PairedTest, accuracy_interval, corrected_resampled_t, verdicts
 from .study import Study, seeded_head
 from .train import Recipe, TrainData, TrainResult, train
 
@@ -341,149 +339,3 @@ TUNED: dict[str, Technique] = {
     "MixUp": mixed_up,
     "CutMix": cut_and_mixed,
 }
-
-
-# ---- what came out ---------------------------------------------------------------------------
-
-PAIR_OF = ["kind", "dataset", "model"]  # the columns that name a pair of data and backbone
-
-
-def summarise_techniques(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a technique and pair of dataset and model from a row a fold (benchmarks.techniques):
-    accuracy over the test images of all folds with its 95 % Wilson interval, mean macro-F1 and
-    median seconds of a fold, how many parameters trained."""
-    grouped = table.groupby([*PAIR_OF, "technique"], sort=False)
-    summary = grouped.agg(
-        correct=("correct", "sum"),
-        n=("n", "sum"),
-        folds=("fold", "count"),
-        macro_f1=("macro_f1", "mean"),
-        seconds=("seconds", "median"),
-        trainable=("trainable", "first"),
-    ).reset_index()
-    counts = zip(summary.correct, summary.n, strict=True)
-    intervals = [accuracy_interval(int(correct), int(n)) for correct, n in counts]
-    return summary.assign(
-        accuracy=summary.correct / summary.n,
-        low=[interval.low for interval in intervals],
-        high=[interval.high for interval in intervals],
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incomplete:
-    """Techniques of a pair that lack a fold."""
-
-    kind: str
-    dataset: str
-    model: str
-    techniques: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Untuned:
-    """Backbones with weights of which only the head was trained on a dataset."""
-
-    dataset: str
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """What was not measured."""
-
-    incomplete: tuple[Incomplete, ...] = ()
-    without_weights: tuple[str, ...] = ()  # backbones
-    pairs: tuple[Untuned, ...] = ()
-
-    @property
-    def something(self) -> bool:
-        """Whether there is any."""
-        return bool(self.incomplete or self.without_weights or self.pairs)
-
-    def lines(self) -> list[str]:
-        """The same for the terminal."""
-        lines: list[str] = []
-        for one in self.incomplete:
-            techniques = ", ".join(one.techniques)
-            lines.append(f"{one.kind}: {one.model} on {one.dataset}, {techniques}")
-        lines += [f"{n}, for which there are no pretrained weights" for n in self.without_weights]
-        for pair in self.pairs:
-            models = ", ".join(pair.models)
-            lines.append(f"tuned: {models} on {pair.dataset} (name them with --tuned)")
-        return [f"not measured: {line}" for line in lines]
-
-
-# What a technique adds to: it is tested against that as well as against the linear probe.
-ADDS_TO = {
-    "label smoothing": "study's head",
-    "class weights": "study's head",
-    "cosine schedule": "study's head",
-    "LP-FT": "full fine-tuning",
-    "layer-wise rates": "full fine-tuning",
-    "MixUp": "full fine-tuning",
-    "CutMix": "full fine-tuning",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A technique and what it is tested against."""
-
-    technique: str
-    reference: str
-
-
-def tests_to_ask(techniques: Iterable[str]) -> list[Asked]:
-    """What each technique is tested against, of those that were measured."""
-    measured = list(techniques)
-    asked = []
-    for technique in measured:
-        references = ["linear probe", ADDS_TO.get(technique, "linear probe")]
-        for reference in dict.fromkeys(references):
-            if reference in measured and reference != technique:
-                asked.append(Asked(technique=technique, reference=reference))  # noqa: PERF401
-    return asked
-
-
-def fold_table(part: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies of one pair, a row a technique and a column a fold; techniques that lack a fold
-    are left out."""
-    accuracy = part.correct / part.n
-    by_fold = accuracy.groupby([part.technique, part.fold], sort=False).first()
-    return by_fold.unstack().dropna()
-
-
-def paired_tests(table: pd.DataFrame) -> pd.DataFrame:
-    """Every technique less the linear probe of its pair, and less what it adds to, on the same
-    folds: corrected resampled t over folds, Holm over all tests of a pair, and the verdict in
-    words, a row a pair, technique and reference; techniques that lack a fold are left out."""
-    rows = []
-    for names, part in table.groupby(PAIR_OF, sort=False):
-        accuracies = fold_table(part)
-        folds = accuracies.shape[1]
-        asked = tests_to_ask(accuracies.index) if folds > 1 else []
-        tests = [compare_on_folds(accuracies, one) for one in asked]
-        pair = dict(zip(PAIR_OF, names, strict=True))
-        rows += rows_of_tests(pair, asked, tests)
-    return pd.DataFrame(rows)
-
-
-def compare_on_folds(accuracies: pd.DataFrame, asked: Asked) -> PairedTest:
-    """One paired test on the folds of `fold_table`."""
-    difference = accuracies.loc[asked.technique] - accuracies.loc[asked.reference]
-    share = 1 / (accuracies.shape[1] - 1)  # of test images to training images
-    return corrected_resampled_t(difference.to_numpy(), share)
-
-
-def rows_of_tests(
-    pair: dict[str, str], asked: Sequence[Asked], tests: Sequence[PairedTest]
-) -> list[dict[str, Any]]:
-    """The tests of one pair as rows of a table."""
-    rows = []
-    for one, test, verdict in zip(asked, tests, verdicts(tests), strict=True):
-        row = {**pair, **asdict(one), **asdict(test)}
-        row["p_holm"] = verdict.p_holm
-        row["verdict"] = verdict.word
-        rows.append(row)
-    return rows
