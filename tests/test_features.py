@@ -1,6 +1,8 @@
 """Features: rendered ahead, computed once, kept in memory and on disk."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -205,6 +207,45 @@ def test_an_error_while_rendering_surfaces():
 
     with pytest.raises(ZeroDivisionError):
         list(one_ahead(blocks()))
+
+
+@pytest.fixture
+def two_cores():
+    """The model's threads; tests run on one."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_the_next_block_is_drawn_while_the_first_is_computed():
+    begun = threading.Event()
+    threads = []
+
+    def blocks():
+        yield torch.zeros(1)
+        threads.append(torch.get_num_threads())
+        begun.set()
+        yield torch.ones(1)
+
+    ahead = one_ahead(blocks())
+    first = next(ahead)
+    assert begun.wait(10)  # nobody has asked for the second
+    assert first == 0 and next(ahead) == 1 and next(ahead, None) is None
+    assert threads == [1]  # of its own: more would wait for the model's, and these for them
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:  # threads that begin later
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_nothing_is_left_running_where_not_all_blocks_are_taken():
+    before = threading.active_count()
+    ahead = one_ahead(iter(torch.zeros(9, 1)))
+    next(ahead)
+    assert threading.active_count() == before + 1
+    ahead.close()
+    assert threading.active_count() == before
 
 
 def test_blocks_are_rendered_once_for_all_backbones(study):

@@ -1,8 +1,7 @@
-"""The share of a run: what is counted, where the rest goes, and that the parts add up."""
+"""The share of clean features: what is counted, where the rest goes, and that the parts add up."""
 
 import time
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -10,85 +9,78 @@ import torch
 from PIL import Image
 
 from benchmarks import roofline
-from benchmarks.common import make_study, time_forwards
+from benchmarks.common import time_forwards
 from benchmarks.roofline import (
     PARTS,
-    CountingRenderer,
     Measured,
     Run,
+    TimedRenderer,
+    Watch,
     best_setting,
     make_rows,
+    median_rows,
     plot_parts,
-    split_wall,
+    split_percent,
     sweep_rates,
+    verdict,
 )
 from transferlab.backbones import create_backbone
 from transferlab.data import load_images
 from transferlab.datasets import INSECTS
 from transferlab.errors import UserError
-from transferlab.features import extract_ahead
+from transferlab.features import extract, one_ahead
 from transferlab.machine import this_machine
 from transferlab.published import read_record
 from transferlab.records import BenchmarkRecord, from_plain
 from transferlab.synthetic import draw_insects
-from transferlab.train import Settings
 from transferlab.views import Augmentation, Renderer, info_of
 
 TINY = "test_resnet.r160_in1k"
-RUN = Run(
-    wall=20.0,
-    decoding=1.0,
-    startup=2.0,
-    waited=0.5,
-    rendered=3.0,
-    forwards=14.0,
-    head=1.5,
-    random_images=500,
-    clean_images=100,
-    epochs=9,
-    accuracy=0.5,
-    precision="torch.bfloat16",
-)
-RATES = {
-    "plain/torch.float32/8": 20.0,
-    "folded/torch.float32/8": 25.0,
-    "plain/torch.bfloat16/8": 50.0,
-    "folded/torch.bfloat16/8": 40.0,
-}
+RUN = Run(decoding=2.0, seconds=10.0, drawing=1.5, waited=1.0, forwards=8.5, images=400)
+RATES = {"plain/8": 40.0, "folded/8": 50.0, "folded/16": 25.0}
 
 
 def measured(run=RUN, rates=RATES):
     return Measured(run=run, rates=rates, peak_memory_mb=700.0)
 
 
-def test_each_image_counts_at_the_best_rate_of_its_precision():
+def test_a_share_is_what_the_images_need_at_the_best_rate():
+    """With decoding it is less."""
     row = make_rows({"resnet50": [measured()]})[0]
-    assert (row["train_setting"], row["val_setting"]) == (
-        "plain/torch.bfloat16/8",
-        "folded/torch.float32/8",
-    )
-    assert row["share"] == pytest.approx((500 / 50 + 100 / 25) / 20)
-    fp32 = make_rows({"resnet50": [measured(replace(RUN, precision="torch.float32"))]})[0]
-    assert fp32["share"] == pytest.approx((500 / 25 + 100 / 25) / 20)
+    assert row["setting"] == "folded/8" and row["rate"] == 50
+    assert row["share"] == pytest.approx((400 / 50) / 10)
+    assert row["share_with_decoding"] == pytest.approx((400 / 50) / 12)
 
 
-# as fast as the best rate, slower, and (by chance) faster
-@pytest.mark.parametrize("forwards", [14.0, 18.0, 13.0])
-def test_the_parts_add_up_to_the_wall_time(forwards):
-    run = replace(RUN, forwards=forwards, wall=forwards + 6)
-    parts = split_wall(run, train_rate=50, val_rate=25)
-    assert list(parts) == list(PARTS) and sum(parts.values()) == pytest.approx(forwards + 6)
-    assert parts["forwards at the best rate"] == pytest.approx(14)
-    assert parts["forwards above the best rate"] == pytest.approx(forwards - 14)
-    assert parts["other"] == pytest.approx(1)
+# slower than the best rate, as fast, and (by chance) faster
+@pytest.mark.parametrize("forwards", [8.5, 8.0, 7.0])
+def test_the_parts_add_up(forwards):
+    run = replace(RUN, forwards=forwards, seconds=forwards + 1.5)
+    row = make_rows({"resnet50": [measured(run)]})[0]
+    assert row["other"] == pytest.approx(0.5)
+    parts = [row[name] for name in ("drawing_not_hidden", "forwards", "other")]
+    assert sum(parts) == pytest.approx(row["seconds"])
+    percent = split_percent([row]).loc["resnet50"]
+    assert list(percent.index) == list(PARTS)
+    *inside, decoding = percent
+    assert sum(inside) == pytest.approx(100)
+    assert decoding == pytest.approx(200 / run.seconds)
 
 
 def test_the_best_setting_is_that_of_all_rounds_and_the_rate_that_of_the_round():
-    lucky = RATES | {"folded/torch.bfloat16/8": 90.0}
-    rounds = [RATES, lucky, RATES | {"plain/torch.bfloat16/8": 60.0}]
-    assert best_setting(rounds, "torch.bfloat16") == "plain/torch.bfloat16/8"
+    lucky = RATES | {"folded/16": 90.0}
+    rounds = [RATES, lucky, RATES | {"folded/8": 60.0}]
+    assert best_setting(rounds) == "folded/8"
     rows = make_rows({"resnet50": [measured(rates=rates) for rates in rounds]})
-    assert [row["train_rate"] for row in rows] == [50, 50, 60]
+    assert [row["rate"] for row in rows] == [50, 50, 60]
+
+
+def test_the_goal_is_one_of_medians():
+    slow = replace(RUN, seconds=20.0)
+    rows = make_rows({"resnet50": [measured()] * 2 + [measured(slow)]})
+    assert verdict(median_rows(rows)).endswith("for 1 of 1 backbones")
+    rows += make_rows({"vit": [measured(slow)] * 2 + [measured()]})
+    assert verdict(median_rows(rows)).endswith("for 1 of 2 backbones, not for vit")
 
 
 def test_a_sweep_tries_every_setting_and_counts_every_image():
@@ -104,13 +96,12 @@ def test_a_sweep_tries_every_setting_and_counts_every_image():
     rates = sweep_rates(
         {"plain": lower, "folded": lower},
         images,
-        [torch.float32, torch.bfloat16],
         machine=machine,
         batch_sizes=(4, 8),
         seconds=0,
     )
     # an image takes a millisecond at least
-    assert len(rates) == 8 and all(rate < 1000 for rate in rates.values())
+    assert len(rates) == 4 and all(rate < 1000 for rate in rates.values())
     seen.clear()
     rate = time_forwards(lower, images, 4, torch.float32, machine=machine, seconds=0)
     assert 200 < rate < 1000
@@ -128,16 +119,12 @@ def drawn_data(tmp_path_factory):
 def test_a_run_says_where_its_seconds_went(drawn_data):
     started = time.perf_counter()
     info = asdict(create_backbone(TINY, "none")[1])
-    plain = roofline.run_once(info, drawn_data, "none", asdict(Settings(views=2)))
-    run = from_plain(Run, plain)
-    assert run.wall <= time.perf_counter() - started
-    # both random views of the training images, the clean view of all images
-    assert run.random_images == 2 * 8 and run.clean_images == 12 and run.epochs >= 2
-    assert 0 < run.waited < run.rendered + 0.5
-    assert min(run.forwards, run.head, run.startup) > 0
-    parts = split_wall(run, 100.0, 100.0)
-    assert sum(parts.values()) == pytest.approx(run.wall)
-    assert -1e-6 <= parts["other"] < run.wall / 2
+    run = from_plain(Run, roofline.run_once(info, drawn_data, "none"))
+    assert run.decoding + run.seconds <= time.perf_counter() - started
+    assert run.images == 12
+    assert min(run.decoding, run.drawing, run.waited, run.forwards) > 0
+    other = run.seconds - run.waited - run.forwards
+    assert -1e-6 <= other < run.seconds / 2
 
 
 class SlowModel(torch.nn.Module):
@@ -163,53 +150,35 @@ def squares(tmp_path_factory):
     return load_images(folder)
 
 
-# milliseconds to render and to compute an image; the share of the rendering that is waited for
-@pytest.mark.parametrize("rendering, computing, low, high", [(4, 0, 0.8, 1), (2, 8, 0.2, 0.5)])
-def test_the_model_waits_for_what_it_does_not_hide(squares, rendering, computing, low, high):
-    """Of three blocks only the first is waited for where the model is slower than rendering."""
+# milliseconds to draw and to compute an image; the share of the drawing that is waited for
+@pytest.mark.parametrize(
+    "ahead, drawing, computing, low, high",
+    [(True, 2, 0, 0.8, 1), (True, 1, 4, 0.2, 0.5), (False, 1, 1, 0.99, 1)],
+)
+def test_the_model_waits_for_what_it_does_not_hide(squares, ahead, drawing, computing, low, high):
+    """Of three blocks drawn ahead only the first is waited for where the model is slower."""
 
     def slowly(image):
-        time.sleep(rendering / 1000)
+        time.sleep(drawing / 1000)
         return image
 
     augmentation = Augmentation(size=16, train=slowly, clean=slowly)
-    renderer = CountingRenderer(Renderer(squares, augmentation, seed=0))
+    renderer = TimedRenderer(Renderer(squares, augmentation, seed=0))
     model = SlowModel(computing / 1000)
-    renderer.watch(model)
-    blocks = renderer.blocks(1, torch.arange(96))
-    extract_ahead(model, blocks, machine=this_machine(), precision=torch.float32)
-    assert renderer.images_by_view == {1: 96}
-    assert renderer.rendered > 96 * rendering / 1000
-    assert low * renderer.rendered < renderer.waited <= high * renderer.rendered
-
-
-def run_tiny(drawn_data, train):
-    settings = Settings(views=4)
-
-    def load():
-        return make_study(drawn_data, dataset=INSECTS, settings=settings, machine=this_machine())
-
-    _, info = create_backbone(TINY, "none")
-    return roofline.run_study(info, load, "none", train=train)
-
-
-def test_views_that_early_stopping_spared_do_not_count(drawn_data):
-    def train(frozen, study):  # asks for one of the four views, twice
-        frozen.clock.seconds["head"] = 0.0
-        for view in (0, 1, 1):
-            frozen.features.train(view)
-        best = SimpleNamespace(val_acc=0.5)
-        return SimpleNamespace(history=[best], best=best)
-
-    run = run_tiny(drawn_data, train)
-    assert (run.random_images, run.clean_images) == (8, 12)
+    watch = renderer.watch = Watch(model)
+    blocks = renderer.blocks(0, torch.arange(96))
+    blocks = one_ahead(blocks) if ahead else blocks
+    extract(model, blocks, device="cpu", precision=torch.float32, size=8)
+    assert watch.computed == 96 and watch.forwards >= 96 * computing / 1000
+    assert renderer.drawing > 96 * drawing / 1000
+    assert low * renderer.drawing < renderer.waited <= high * renderer.drawing
 
 
 def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, capsys):
     calls = []
 
-    def measure(name, *arguments):
-        calls.append(name)
+    def measure(swept, task):
+        calls.append(swept.weights.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return measured()
@@ -225,24 +194,24 @@ def test_an_interrupted_measurement_goes_on(drawn_data, tmp_path, capsys):
     )
     assert files == ["roofline.csv", "roofline.json", "roofline.png"]
     table, described = (next(tmp_path.rglob(f"roofline_*.{kind}")) for kind in ("csv", "json"))
-    assert pd.read_csv(table).share.tolist() == pytest.approx([0.7] * 3)
-    assert "share" in capsys.readouterr().out
+    assert pd.read_csv(table).share.tolist() == pytest.approx([0.8] * 3)
+    assert "reach 0.75 of the best rate for 1 of 1 backbones" in capsys.readouterr().out
     record = read_record(described, BenchmarkRecord)
-    assert record.settings == Settings()
+    assert record.machine.clean_precision == record.machine.precision
     assert record.augmentation == info_of(INSECTS.augmentation(224))
     assert record.facts["rates"][TINY] == [RATES] * 3
     # what is finished is measured anew
     assert roofline.main(arguments, measure=measure) == 0 and len(calls) == 7
 
 
-def test_the_figure_has_a_bar_a_backbone():
-    figure = plot_parts(
-        make_rows({"resnet50": [measured()] * 2, "vit": [measured(replace(RUN, forwards=13.0))]}),
-        "drawn",
-    )
-    bars = figure.axes[0].containers
-    assert len(bars) == len(PARTS) and all(len(part) == 2 for part in bars)
-    assert sum(part[0].get_width() for part in bars) == pytest.approx(100)
+def test_the_figure_has_a_bar_a_backbone_and_the_verdict_on_top():
+    rows = make_rows({"resnet50": [measured()] * 2, "vit": [measured(replace(RUN, seconds=20.0))]})
+    axis = plot_parts(rows, "drawn").axes[0]
+    assert axis.get_title().replace("\n", " ") == verdict(median_rows(rows))
+    assert len(axis.containers) == len(PARTS)
+    best, *_ = axis.containers
+    assert [bar.get_width() for bar in best] == pytest.approx([80, 40])
+    assert set(PARTS) <= {text.get_text() for text in axis.texts}
 
 
 @pytest.mark.parametrize(

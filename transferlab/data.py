@@ -482,11 +482,13 @@ def load_images(
     keep: Callable[[Path, Tensor, bytes], Any] | None = None,
     *,
     parts: Sequence[str] = SPLITS,
+    spread: Callable[..., Iterator[Any]] = map,
 ) -> ImageSet:
     """Decodes every image of a folder once; what is left out is listed with its reason.
 
     `keep(path, image, digest)` makes what stays of an image; by default the image. `parts`: which
-    of "train", "val" and "test" are read; images that came unsplit are for training.
+    of "train", "val" and "test" are read; images that came unsplit are for training. `spread`: as
+    `map`, it may read several files at once.
 
     Raises:
         DataError: as `find_layout`; none of the parts is there; a class (of a part) without an
@@ -509,16 +511,16 @@ def load_images(
     groups = [(part, name, files) for part in chosen for name, files in chosen[part].items()]
     for part, name, files in groups:
         before = len(found)
-        label = layout.classes.index(name)
+        readings = spread(lambda path: read_image(path, white), files)
         for path in files:
             shown = printable(path.relative_to(layout.folder).as_posix())
             try:
-                image, file_digest = read_image(path, white)
+                image, file_digest = next(readings)
             except UserError as error:
                 rejected.append(Rejected(path=shown, reason=str(error)))
                 continue
             images.append(keep(path, image, file_digest) if keep else image)
-            found.append((shown, path, label, part or "train"))
+            found.append((shown, path, layout.classes.index(name), part or "train"))
             digest.update(f"\0{shown}\0".encode() + file_digest)
         if len(found) == before:
             raise DataError(f"{files[0].parent}: no image can be read: {rejected[-1]}; add some")

@@ -1,7 +1,12 @@
-"""Images beyond memory: the first stay decoded, later ones are read when asked for."""
+"""A folder's images, decoded on several cores. Beyond memory: the first stay decoded, later ones
+are read when asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +14,11 @@ import torch
 
 from .data import SPLITS, ImageSet, load_images, read_image
 from .errors import DataError, UserError
+from .machine import one_core_threads
 
 # So much of a folder stays decoded: the study's faces take 0.1 GB, its ants and bees 0.2 GB.
 DECODED_BYTES = 500_000_000
+READERS = 4  # threads at most: each may hold an image of 0.4 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +63,48 @@ class DecodedImages:
         return image
 
 
+class MapAhead:
+    """As `map`, but threads compute the next so many items: of every item in its turn what
+    `function` gives, or raises."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        ahead: int,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+    ) -> None:
+        self._pool = pool
+        self._ahead = ahead
+        self._function = function
+        self._items = iter(items)
+        self._coming: deque[Future[Any]] = deque()
+
+    def __iter__(self) -> "MapAhead":
+        return self
+
+    def __next__(self) -> Any:
+        for item in islice(self._items, self._ahead - len(self._coming)):
+            self._coming.append(self._pool.submit(self._function, item))
+        if not self._coming:
+            raise StopIteration
+        return self._coming.popleft().result()
+
+
 def load_folder(
     folder: str | Path, *, parts: Sequence[str] = SPLITS, decoded_bytes: int = DECODED_BYTES
 ) -> ImageSet:
-    """As `load_images`; where the images take more than `decoded_bytes`, those beyond are decoded
-    anew for each view.
+    """As `load_images`, on several cores; where the images take more than `decoded_bytes`, those
+    beyond are decoded anew for each view.
 
     Raises:
         DataError: as `load_images`.
     """
     images = DecodedImages(decoded_bytes)
-    image_set = load_images(folder, keep=images.add, parts=parts)
+    readers = min(READERS, torch.get_num_threads())
+    with one_core_threads(readers) as pool:
+        spread = partial(MapAhead, pool, 2 * readers)
+        image_set = load_images(folder, keep=images.add, parts=parts, spread=spread)
     images.white = image_set.white
     changed: dict[str, Any] = {"images": images}
     return replace(image_set, **changed)

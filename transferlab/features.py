@@ -5,7 +5,6 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from .backbones import check_picture_size, fold_batchnorm
 from .data import Fold
 from .errors import UserError
-from .machine import Clock, Machine, choose_batch_size
+from .machine import Clock, Machine, choose_batch_size, one_core_threads
 from .pretrained import state_hash
 from .store import NO_STORE, Store
 from .views import BLOCK, AugmentationInfo, Renderer, identity_of, info_of
@@ -45,9 +44,10 @@ class FeatureKey:
 
 
 def one_ahead(blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Yields what `blocks` yields, the next one prepared in a second thread meanwhile."""
+    """Yields what `blocks` yields, the next one prepared in a second thread, on one core,
+    meanwhile."""
     source = iter(blocks)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with one_core_threads(1) as pool:
         coming = pool.submit(next, source, None)
         while True:
             block = coming.result()

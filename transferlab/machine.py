@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -69,6 +70,28 @@ def this_machine() -> Machine:
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
     )
+
+
+def use_one_core() -> None:
+    """Lets PyTorch compute on one core in this thread, whatever is set in others."""
+    torch.get_num_threads()  # a thread takes over what was set last when it is first asked
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def one_core_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads, in each of which PyTorch computes on one core.
+
+    By default each would get a team of OpenMP threads of its own. With more of these than cores the
+    model's own team goes to sleep at the end of every operation instead of waiting for the next:
+    on 2 cores that takes 45 % longer for EfficientNet-B0 while images are drawn ahead.
+    """
+    usual = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=use_one_core) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(usual)  # of threads that begin later, which take over what is set
 
 
 def autocast(machine: Machine, precision: torch.dtype) -> torch.autocast:

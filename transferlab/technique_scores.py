@@ -1,7 +1,7 @@
 """How transfer techniques came out: their accuracies, and paired tests against the exact probe.
 
 Tests are over images and repeats (`metrics.paired_over_images`). The question that was asked before
-anything was measured is HEADLINE less EXACT, and stands alone; all else is looked at in one family
+anything was measured, HEADLINE less EXACT_PROBE, stands alone; all else is looked at in one family
 of tests (Holm). With fewer than `metrics.ENOUGH_REPEATS` repeats there is an interval and no
 verdict: training noise is not included.
 """
@@ -23,8 +23,10 @@ from .metrics import (
 )
 from .verdicts import IDENTICAL, TOO_FEW_REPEATS
 
-EXACT = "exact probe"  # on the same images at the same size: what every technique is tested against
-EXACT_AT_224 = "exact probe, 224 px"  # on them at the study's size
+EXACT_PROBE = (
+    "exact probe"  # on the same images at the same size: what every technique is tested against
+)
+PROBE_AT_224 = "exact probe, 224 px"  # on them at the study's size
 HEADLINE = "full fine-tuning"
 ADDS_TO = {  # what a technique is built on: it is tested against that too
     "label smoothing": "study's head",
@@ -107,7 +109,7 @@ class TechniqueTest:
     @property
     def headline(self) -> bool:
         """Whether it is the question that was asked beforehand."""
-        return self.technique == HEADLINE and self.reference == EXACT and self.model == POOLED
+        return self.technique == HEADLINE and self.reference == EXACT_PROBE and self.model == POOLED
 
     @property
     def told_apart(self) -> bool:
@@ -135,7 +137,7 @@ class TechniqueTest:
 
 def references_of(technique: str, measured: Collection[str]) -> list[str]:
     """What a technique is tested against, of what was measured."""
-    probes = [EXACT, EXACT_AT_224]
+    probes = [EXACT_PROBE, PROBE_AT_224]
     if technique in probes:
         return []
     built_on = ADDS_TO.get(technique)
@@ -196,7 +198,7 @@ def pooled_tests(correct: Correct) -> list[TechniqueTest]:
             for place, one in correct.items()
             if (place.kind, place.dataset) == (kind, dataset)
         }
-        for reference in (EXACT, EXACT_AT_224):
+        for reference in (EXACT_PROBE, PROBE_AT_224):
             tests = list(pool(here, reference))
             named = [test for test in tests if test.headline]
             others = [test for test in tests if not test.headline]
@@ -207,7 +209,7 @@ def pooled_tests(correct: Correct) -> list[TechniqueTest]:
 def pool(correct: Correct, reference: str) -> Iterator[TechniqueTest]:
     """Every technique of a dataset less one reference, the mean over the backbones."""
     for technique in dict.fromkeys(place.technique for place in correct):
-        if technique in (EXACT, EXACT_AT_224):
+        if technique in (EXACT_PROBE, PROBE_AT_224):
             continue
         differences = {}
         for place, right in correct.items():
