@@ -89,10 +89,10 @@ from transferlab.records import BenchmarkRecord, data_info, from_plain
 from transferlab.store import NO_STORE, Store, open_store
 from transferlab.study import Frozen, Study
 from transferlab.technique_scores import (
-    EXACT,
-    EXACT_AT_224,
+    EXACT_PROBE,
     HEADLINE,
     POOLED,
+    PROBE_AT_224,
     Incomplete,
     LeftOut,
     Place,
@@ -464,11 +464,11 @@ def list_trials(setup: Setup) -> list[Trial]:
         for model in options.models:
             if setup.has_weights(model):
                 pair = Pair(dataset=dataset, model=model)
-                techniques = (EXACT, *FROZEN)
+                techniques = (EXACT_PROBE, *FROZEN)
                 trials += trials_of("frozen", pair, techniques, options.repeats, options.folds)
     for one in setup.tunings:
         if setup.has_weights(one.pair.model):
-            techniques = (EXACT, EXACT_AT_224, *one.techniques)
+            techniques = (EXACT_PROBE, PROBE_AT_224, *one.techniques)
             trials += trials_of("tuned", one.pair, techniques, one.repeats, options.folds)
     return list(dict.fromkeys(trials))
 
@@ -524,13 +524,13 @@ def make_measure(setup: Setup) -> Callable[[Trial], Outcome]:
         fold = setup.fold_of(trial)
         if trial.kind == "frozen":
             return measure_exact(study, frozen_of(trial.pair), folds, fold)
-        size = options.size if trial.technique == EXACT else STUDY_SIZE
+        size = options.size if trial.technique == EXACT_PROBE else STUDY_SIZE
         frozen = drawn_at(trial.pair, size)
         outcome = measure_exact(study, frozen, folds, fold)
         return replace(outcome, seconds=outcome.seconds + frozen.clock.seconds["clean view"])
 
     def measure(trial: Trial) -> Outcome:
-        if trial.technique in (EXACT, EXACT_AT_224):
+        if trial.technique in (EXACT_PROBE, PROBE_AT_224):
             return measure_probe(trial)
         pair = trial.pair
         fold = setup.fold_of(trial)
@@ -564,7 +564,7 @@ def describe(setup: Setup) -> BenchmarkRecord:
             "size": options.size,
             "epochs": options.epochs,
             "processes": options.processes,
-            "headline": f"{HEADLINE} less {EXACT}",
+            "headline": f"{HEADLINE} less {EXACT_PROBE}",
         },
     )
 
@@ -746,7 +746,7 @@ def message_of(tests: Iterable[TechniqueTest]) -> str:
             interval = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             dataset = SHORT.get(test.dataset, test.dataset)
             told.append(f"{100 * found.difference:+.1f} {interval} points on {dataset}")
-    return f"{HEADLINE.capitalize()} less the {EXACT}: {', '.join(told)}" if told else ""
+    return f"{HEADLINE.capitalize()} less the {EXACT_PROBE}: {', '.join(told)}" if told else ""
 
 
 def draw_gain(axis: Axes, test: TechniqueTest, place: float, colour: str) -> None:
@@ -764,7 +764,7 @@ def plot_gains(tests: Sequence[TechniqueTest]) -> Figure:
     shown = [
         test
         for test in tests
-        if test.kind == kind and test.reference == EXACT and test.model != POOLED
+        if test.kind == kind and test.reference == EXACT_PROBE and test.model != POOLED
     ]
     techniques = list(dict.fromkeys(test.technique for test in shown))
     datasets = list(dict.fromkeys(test.dataset for test in shown))
@@ -786,7 +786,7 @@ def plot_gains(tests: Sequence[TechniqueTest]) -> Figure:
                 draw_gain(axis, test, place, colours[test.model])
         axis.axvline(0, color=GREY, linewidth=0.8)
         axis.set_title(SHORT.get(dataset, dataset), fontsize=11)
-        axis.set_xlabel(f"points of accuracy above the {EXACT}")
+        axis.set_xlabel(f"points of accuracy above the {EXACT_PROBE}")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_yticks(range(len(techniques)), techniques)
     axes[0, 0].invert_yaxis()

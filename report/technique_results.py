@@ -15,9 +15,9 @@ from typed import fail
 from transferlab.metrics import Interval
 from transferlab.records import BenchmarkRecord, from_plain
 from transferlab.technique_scores import (
-    EXACT,
-    EXACT_AT_224,
+    EXACT_PROBE,
     POOLED,
+    PROBE_AT_224,
     Correct,
     LeftOut,
     Place,
@@ -90,7 +90,7 @@ class Techniques:
         return [
             test
             for test in self.tests
-            if test.kind == kind and test.model == POOLED and test.reference == EXACT
+            if test.kind == kind and test.model == POOLED and test.reference == EXACT_PROBE
         ]
 
     def beside(self, test: TechniqueTest) -> TechniqueTest | None:
@@ -102,7 +102,7 @@ class Techniques:
                 test.dataset,
                 test.model,
             )
-            if same_kind and other.technique == test.technique and other.reference == EXACT_AT_224:
+            if same_kind and other.technique == test.technique and other.reference == PROBE_AT_224:
                 return other
         return None
 

@@ -638,8 +638,8 @@ def made_up_techniques(repeats=3):
     most = np.where(np.arange(40) < 30, labels, -1)
     worse = [most] * (repeats - 1) + [half] if repeats > 1 else [most]
     found = {
-        technique_scores.EXACT: [half] * repeats,
-        technique_scores.EXACT_AT_224: [half] * repeats,
+        technique_scores.EXACT_PROBE: [half] * repeats,
+        technique_scores.PROBE_AT_224: [half] * repeats,
         "full fine-tuning": [most] * repeats,
         "MixUp": worse,
     }

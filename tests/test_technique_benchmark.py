@@ -40,9 +40,9 @@ from transferlab.pretrained import WeightsInfo
 from transferlab.store import NO_STORE
 from transferlab.study import freeze_backbone
 from transferlab.technique_scores import (
-    EXACT,
-    EXACT_AT_224,
+    EXACT_PROBE,
     HEADLINE,
+    PROBE_AT_224,
     Place,
     all_tests,
     read_correct,
@@ -191,7 +191,7 @@ def test_every_trial_of_the_usual_is_listed_once_and_the_headline_in_three_repea
     )
     trials = benchmark.list_trials(setup)
     assert len(trials) == len(set(trials))
-    for technique in (HEADLINE, EXACT, EXACT_AT_224):
+    for technique in (HEADLINE, EXACT_PROBE, PROBE_AT_224):
         measured = [trial for trial in trials if trial.technique == technique]
         assert len(measured) == len({one.pair for one in tunings}) * 3 * 5
     assert find_tunings(options, [FACES.name])[0].pair.dataset == FACES.name
@@ -225,8 +225,8 @@ def test_a_folder_of_ones_own_images_is_measured(tmp_path, monkeypatch, image_fo
     rows = pd.read_csv(table)
     assert set(rows.dataset) == {"buttons"}
     assert (rows.groupby(["kind", "technique", "repeat"]).n.sum() == 16).all()
-    assert set(rows[rows.kind == "frozen"].technique) == {EXACT, *FROZEN}
-    assert set(rows[rows.kind == "tuned"].technique) == {EXACT, EXACT_AT_224, *TRAINED}
+    assert set(rows[rows.kind == "frozen"].technique) == {EXACT_PROBE, *FROZEN}
+    assert set(rows[rows.kind == "tuned"].technique) == {EXACT_PROBE, PROBE_AT_224, *TRAINED}
     check_written(tmp_path, rows)
     assert rows.macro_f1.between(0, 1).all()
     named = "--tuned resnet50: give DATASET:NAME, with a dataset of buttons"
@@ -321,7 +321,7 @@ def test_the_figure_says_the_headline_and_fills_what_is_told_apart(tmp_path):
     places = [
         Place(kind="tuned", dataset="d", model=model, technique=technique)
         for model in ("m", "n")
-        for technique in (EXACT, HEADLINE)
+        for technique in (EXACT_PROBE, HEADLINE)
     ]
     tests = all_tests({place: right if place.technique == HEADLINE else wrong for place in places})
     figure = plot_gains(tests)

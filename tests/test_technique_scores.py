@@ -10,10 +10,9 @@ from statsmodels.stats.multitest import multipletests
 
 from transferlab.metrics import accuracy_interval, paired_over_images, smallest_visible
 from transferlab.technique_scores import (
-    EXACT,
-    EXACT_AT_224,
+    EXACT_PROBE,
     HEADLINE,
-    POOLED,
+    PROBE_AT_224,
     Incomplete,
     LeftOut,
     Place,
@@ -45,7 +44,7 @@ def correct():
     backbone the last stage, in one repeat."""
     found = {}
     for number, model in enumerate(("m", "n")):
-        shares = {EXACT: 0.5, EXACT_AT_224: 0.6, HEADLINE: 0.75, "MixUp": 0.74}
+        shares = {EXACT_PROBE: 0.5, PROBE_AT_224: 0.6, HEADLINE: 0.75, "MixUp": 0.74}
         for place, (technique, share) in enumerate(shares.items()):
             seed = 10 * number + place
             found[place_of(technique, model)] = answers(share, seed=seed)
@@ -56,14 +55,14 @@ def correct():
 def test_the_headline_stands_alone_and_is_the_mean_over_backbones(correct):
     tests = pooled_tests(correct)
     (headline,) = [test for test in tests if test.headline]
-    probes = np.mean([correct[place_of(EXACT, model)] for model in "mn"], axis=0)
+    probes = np.mean([correct[place_of(EXACT_PROBE, model)] for model in "mn"], axis=0)
     tuned = np.mean([correct[place_of(HEADLINE, model)] for model in "mn"], axis=0)
     expected = paired_over_images(tuned - probes)
     assert headline.test == expected and headline.models == ("m", "n")
     assert headline.p_holm == expected.p  # of a family of one
     assert headline.detectable == smallest_visible(expected.error, 1)
     assert headline.verdict == "better" and headline.repeats == 3
-    assert {test.reference for test in tests} == {EXACT, EXACT_AT_224}
+    assert {test.reference for test in tests} == {EXACT_PROBE, PROBE_AT_224}
 
 
 def test_with_too_few_repeats_there_is_no_verdict(correct):
@@ -81,23 +80,23 @@ def test_the_tests_of_a_pair_are_one_family(correct):
     tests = [test for test in pair_tests(correct) if test.model == "m"]
     asked = [(test.technique, test.reference) for test in tests]
     assert asked == [
-        (HEADLINE, EXACT),
-        (HEADLINE, EXACT_AT_224),
-        ("MixUp", EXACT),
-        ("MixUp", EXACT_AT_224),
+        (HEADLINE, EXACT_PROBE),
+        (HEADLINE, PROBE_AT_224),
+        ("MixUp", EXACT_PROBE),
+        ("MixUp", PROBE_AT_224),
         ("MixUp", HEADLINE),
     ]
     _, adjusted, *_ = multipletests([test.test.p for test in tests], method="holm")
     assert [test.p_holm for test in tests] == pytest.approx(adjusted)
     verdicts = {(test.technique, test.reference): test.verdict for test in tests}
-    assert verdicts[HEADLINE, EXACT] == "better"
+    assert verdicts[HEADLINE, EXACT_PROBE] == "better"
     assert verdicts["MixUp", HEADLINE] == "indistinguishable"
     assert not any(test.headline for test in tests)
 
 
 def test_the_same_predictions_are_called_that():
     same = answers(0.5)
-    found = {place_of(EXACT): same, place_of(HEADLINE): same}
+    found = {place_of(EXACT_PROBE): same, place_of(HEADLINE): same}
     for test in all_tests(found):
         assert test.verdict == "identical predictions" and test.detectable is None
         assert test.row()["p"] == 1 and not test.told_apart
