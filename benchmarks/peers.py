@@ -1,12 +1,13 @@
-"""How long the study takes as others train it, and as we do: the same images, transforms, model,
-head and optimiser.
+"""How long the study and a probe take as others do them, and as we do.
 
     python -m benchmarks.peers --data DIR --weights DIR
                                [--rounds N] [--full] [--systems NAME ...] [--out DIR]
 
-ResNet50 on the manga faces (296/159, seed 42), backbone frozen and in eval mode everywhere, head by
-Adam 1e-3, batch 32, 30 epochs, all 159 images validated after each. The systems
-(benchmarks/peer_systems, a file for each family):
+ResNet50 on the manga faces, backbone frozen and in eval mode everywhere. Three jobs, the systems of
+each in benchmarks/peer_systems (a file for each family):
+
+The study: 296/159 images (seed 42), the same transforms and head for all, Adam 1e-3, batch 32,
+30 epochs, all 159 images validated after each.
 
     study                       the published loop: fp32, files read and decoded in every epoch,
                                 DataLoader with 2 workers
@@ -20,24 +21,37 @@ Adam 1e-3, batch 32, 30 epochs, all 159 images validated after each. The systems
     ours_default, ours_fp32     the views that the notebooks use; ours_fp32: those in fp32.
                                 Validation images are fp32 in all of ours, and training images are
                                 evaluated after every epoch too
-    study_early, ours_early     stopping when 5 epochs in a row bring no lower validation loss, best
-                                weights restored
 
-Every run is a process of its own; the order rotates from round to round. Round r trains all systems
-with seed 42 + r (head, order, dropout, views; never the split). Measured: `seconds` from before the
-images are loaded to the end of training, `seconds_total` from the start of the process, imports
-included, `peak_memory_mb` (PSS of the process tree, looked at twice a second), and the accuracy at
-the epoch of lowest validation loss. Checks that a run makes of itself are in no time: each epoch
-trains on every image once and validates all, and no bit of the backbone changes.
+A linear probe of all 455 images on 5 x 5 folds, its strength chosen inside each training fold:
 
-A round is `full`, or `short`: then the peers run 4 epochs, and 30 are reckoned from the start-up,
-the first epoch and the median of the later ones; the accuracy stays empty. Ours and the systems
-that stop early run whole in every round: their number of epochs is what is measured. The first
-round is full where the CPU computes in bf16, elsewhere with --full. How far short and full disagree
-is printed. What finished is kept in result/benchmarks/peers_unfinished until all has; run again to
-go on. Written: result/benchmarks/peers_{stamp}.csv (`epochs`: those that `seconds` stands for;
-`views`: fresh ones in every epoch but for ours), peers_{stamp}.json with machine, versions, weights
-and every epoch, and img/peers_{stamp}.png.
+    sklearn                     timm's features in fp32 through a DataLoader with 2 workers, then
+                                StandardScaler and, fold by fold, GridSearchCV over
+                                LogisticRegression on both cores
+    sklearn_tuned               with what `tuned` has, and the folds side by side in two processes
+    ours_probe, ours_probe_fp32 the probe of `transferlab compare`, features in the machine's fast
+                                precision or in fp32
+
+The same on the study's one split, which the closed-form classifier of Vyntri is made for:
+
+    vyntri                      fitted on the 296 images, evaluated on the 159, its own views, fp32
+    ours_probe_split, *_fp32    the probe of the 296, its strength chosen inside them
+
+Every run is a process of its own; the order rotates from round to round. Round r trains all heads
+with seed 42 + r (head, order, dropout, views; never the split); a probe has nothing to seed.
+Measured: `seconds` from before the images are loaded to the end, `seconds_total` from the start of
+the process, imports included, `peak_memory_mb` (PSS of the process tree, looked at twice a second),
+of heads the accuracy at the epoch of lowest validation loss, of probes that on held-out images.
+Checks that a run makes of itself are in no time: each epoch trains on every image once and
+validates all, each held-out image is predicted, and no bit of the backbone changes.
+
+In each round the peers' heads run 4 epochs, and 30 are reckoned from the start-up, the first epoch
+and the median of the later ones; their accuracy stays empty. All else runs whole. With --full the
+first round runs everything whole, and how far reckoning misses there is printed. Ratios are taken
+round by round: the median with the smallest and the largest, beside the goal that it has here. What
+finished is kept in result/benchmarks/peers_unfinished until all has; run again to go on. Written:
+result/benchmarks/peers_{stamp}.csv (`epochs`: those that `seconds` stands for; `views`: fresh ones
+in every epoch but for ours; both empty of probes), peers_{stamp}.json with machine, versions,
+weights, goals and every epoch, and img/peers_{stamp}.png.
 """
 
 import argparse
@@ -68,9 +82,18 @@ from benchmarks.common import (
     write_results,
 )
 from benchmarks.memory import Watched, run_watched
-from benchmarks.peer_systems.common import PeerEpoch, Record, Task, split_study
+from benchmarks.peer_systems.common import (
+    HeldOutScore,
+    PeerEpoch,
+    Record,
+    Task,
+    crossed_folds,
+    split_study,
+)
 from benchmarks.peer_systems.systems import (
+    FOLDS,
     ROOT,
+    STUDY,
     SYSTEMS,
     leave_out_missing,
     library_versions,
@@ -80,10 +103,11 @@ from benchmarks.peer_systems.systems import (
 from benchmarks.peer_systems.table import (
     SHORT,
     Finished,
+    Outcome,
     Run,
     Turn,
     describe_disagreement,
-    describe_ratios,
+    find_outcomes,
     make_row,
     plot_bars,
     summarise,
@@ -185,15 +209,31 @@ class Report:
 
     seconds: float  # from before the images are loaded to the end of training
     ended: float  # then, in seconds since 1970, without the seconds of checks
-    rows: tuple[PeerEpoch, ...]
+    rows: tuple[PeerEpoch, ...]  # of a head
+    held_out: HeldOutScore | None  # of a probe
     frozen_hash: str  # of the backbone
 
 
 Measure = Callable[[Turn, Comparison], Run]
 
 
+def check_job(record: Record, job: str, labels: torch.Tensor) -> None:
+    """Makes sure that a run has done its job on images of those labels [N].
+
+    Raises:
+        RuntimeError: it has not, or its backbone was not frozen.
+    """
+    fold = split_study(labels)
+    if job == STUDY:
+        record.check_epochs(len(fold.train), len(fold.val))
+    else:
+        expected = crossed_folds(labels).repeats * len(labels) if job == FOLDS else len(fold.val)
+        record.check_held_out(expected)
+    record.check_frozen()
+
+
 def run_one(options: argparse.Namespace) -> None:
-    """Trains one system in this process and prints what it did as a line of JSON."""
+    """Runs one system in this process and prints what it did as a line of JSON."""
     system = SYSTEMS[options.one]
     module = importlib.import_module(f"benchmarks.peer_systems.{system.module}")
     run = getattr(module, system.function)
@@ -211,10 +251,13 @@ def run_one(options: argparse.Namespace) -> None:
     run(task, record)
     seconds = record.seconds()
     ended = time.time() - record.untimed_seconds
-    fold = split_study(ImageFolder(folder).targets)
-    record.check(len(fold.train), len(fold.val))
+    check_job(record, system.job, torch.tensor(ImageFolder(folder).targets))
     report = Report(
-        seconds=seconds, ended=ended, rows=tuple(record.rows), frozen_hash=record.frozen_hash
+        seconds=seconds,
+        ended=ended,
+        rows=tuple(record.rows),
+        held_out=record.held_out,
+        frozen_hash=record.frozen_hash,
     )
     print("\n" + json.dumps(asdict(report)))
 
@@ -261,6 +304,7 @@ def measure_turn(
     return Run(
         seconds=report.seconds,
         rows=report.rows,
+        held_out=report.held_out,
         frozen_hash=report.frozen_hash,
         seconds_total=report.ended - watched.started,
         peak_memory_mb=watched.peak_mb,
@@ -326,17 +370,15 @@ def measure_all(turns: Sequence[Turn], plan: Plan, epochs: int) -> list[Finished
 # ---- what is written -----------------------------------------------------------------------
 
 
-def figure_title(comparison: Comparison, kinds: Sequence[str]) -> str:
+def figure_caption(comparison: Comparison, kinds: Sequence[str]) -> str:
     """What was measured, where, and how often."""
     image_set = comparison.image_set
     info = comparison.info
     machine = comparison.machine
     drawn = " (synthetic: drawn pictures)" if image_set.synthetic else ""
     data = f"{len(image_set.labels)} images of {image_set.name}{drawn}"
-    rounds = f"n = {len(kinds)} ({', '.join(kinds)})"
-    what = f"{info.name}, {data}, {comparison.epochs} epochs; {rounds}"
-    where = f"{machine.processor}, {machine.threads} threads; weights: {info.source[:110]}"
-    return f"{what}\n{where}"
+    where = f"{machine.processor}, {machine.threads} threads, rounds: {len(kinds)}"
+    return f"{info.name} (weights: {info.source:.50}), {data}\n{where}; ×: times ours"
 
 
 def all_library_versions() -> dict[str, str | None]:
@@ -351,19 +393,21 @@ def describe(
     comparison: Comparison,
     kinds: Sequence[str],
     finished: Sequence[Finished],
-    ratios: Sequence[str],
+    outcomes: Sequence[Outcome],
     missed: Sequence[str],
 ) -> BenchmarkRecord:
     """The record of all runs."""
     measured = {one.turn.system for one in finished}
     ordered = [system for system in SYSTEMS if system in measured]
     augmentation = FACES.augmentation(comparison.size)
+    heads = [system for system in ordered if SYSTEMS[system].job == STUDY]
     facts = {
-        "settings": {name: asdict(settings_of(name, comparison.epochs)) for name in ordered},
+        "settings": {name: asdict(settings_of(name, comparison.epochs)) for name in heads},
         "size": comparison.size,
         "libraries": all_library_versions(),
         "kinds": list(kinds),
-        "ratios": list(ratios),
+        "ratios": [outcome.text() for outcome in outcomes],
+        "goals": [asdict(outcome) for outcome in outcomes],
         "short_against_full": list(missed),
         "left_out": [system for system in SYSTEMS if system not in measured],
         "runs": [one.facts() for one in finished],
@@ -385,18 +429,18 @@ def report(
     finished: Sequence[Finished],
     plan: Plan,
 ) -> None:
-    """Prints the medians and ratios; writes rows, record and figure, into which all that was kept
+    """Prints the medians and goals; writes rows, record and figure, into which all that was kept
     of the plan has gone."""
     rows = [one.row for one in finished]
-    summaries = summarise(rows)
-    ratios = describe_ratios(rows)
+    outcomes = find_outcomes(rows, comparison.machine)
     missed = describe_disagreement(finished, comparison.epochs)
-    shown = pd.DataFrame([asdict(one) for one in summaries]).set_index("system").astype(float)
-    print(shown.to_string(float_format="%.3f"))
-    print("\n".join([*missed, *ratios]))
+    shown = pd.DataFrame([asdict(one) for one in summarise(rows)]).set_index("system")
+    print(shown.astype(float).to_string(float_format="%.3f", na_rep=""))
+    print("\n".join([*missed, *(outcome.text() for outcome in outcomes)]))
     table = pd.DataFrame([asdict(row) for row in rows])
-    record = describe(comparison, kinds, finished, ratios, missed)
-    figure = plot_bars(summaries, figure_title(comparison, kinds))
+    table = table.astype({"views": "Int64", "epochs": "Int64"})  # whole numbers, some missing
+    record = describe(comparison, kinds, finished, outcomes, missed)
+    figure = plot_bars(rows, figure_caption(comparison, kinds))
     write_results(out, table, record, figure, plan)
 
 
@@ -412,7 +456,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_rounds(parser, 3)
     option = parser.add_argument
-    option("--full", action="store_true", help="the first round is full whatever the CPU")
+    option("--full", action="store_true", help="the first round runs everything whole")
     names = tuple(SYSTEMS)
     text = f"of {', '.join(names)} (default: all)"
     option("--systems", nargs="+", choices=names, default=names, metavar="NAME", help=text)
@@ -425,10 +469,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def kinds_of_rounds(options: argparse.Namespace, machine: Machine) -> list[str]:
+def kinds_of_rounds(options: argparse.Namespace) -> list[str]:
     """The kind of each round."""
     kinds = ["short"] * options.rounds
-    if options.full or machine.precision_of(1) != torch.float32:
+    if options.full:
         kinds[0] = "full"
     return kinds
 
@@ -449,7 +493,7 @@ def main(arguments: Sequence[str] | None = None, *, measure: Measure = measure_t
     systems = leave_out_missing(chosen)
     if not systems:
         raise UserError("no system is left to measure")
-    kinds = kinds_of_rounds(options, comparison.machine)
+    kinds = kinds_of_rounds(options)
     turns = plan_turns(systems, kinds)
     store = benchmark_store(options.out, NAME)
     plan = plan_runs(turns, comparison, store, measure)

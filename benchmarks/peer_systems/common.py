@@ -14,8 +14,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from transferlab.backbones import create_backbone, make_head, normalize
-from transferlab.data import Fold, find_layout, split_indices
+from transferlab.data import Fold, Folds, HeldOutFold, find_layout, split_indices
 from transferlab.decoded import load_folder
+from transferlab.heldout import inner_split, make_folds
 from transferlab.machine import Machine
 from transferlab.pretrained import state_hash
 from transferlab.train import Settings
@@ -36,9 +37,10 @@ class Task:
     weights: str  # as `create_backbone` takes them
     model: str
     augmentation: Augmentation
-    settings: Settings
+    settings: Settings | None  # of the head; a probe has none
     seed: int  # of head, order, dropout and views
     machine: Machine
+    workers: int = WORKERS  # processes that load images, where a system has any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,14 @@ class PeerEpoch:
     end: float  # seconds since the run began
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutScore:
+    """How a probe does on images that it was not fitted on."""
+
+    correct: int
+    predicted: int  # images, each as often as there are repeats
+
+
 @dataclass(kw_only=True, eq=False)
 class Record:
     """What a run has done, and when: an epoch after the other, in seconds since it was made."""
@@ -59,6 +69,7 @@ class Record:
     rows: list[PeerEpoch] = field(default_factory=list)
     seen: int = 0  # images since the last epoch
     evaluated: int = 0
+    held_out: HeldOutScore | None = None  # of a probe
     backbone: nn.Module | None = None
     frozen_hash: str = ""  # of the backbone, before any training
     started: float = field(default_factory=time.perf_counter)
@@ -86,6 +97,10 @@ class Record:
                 self.evaluated += len(logits)
 
         head.register_forward_hook(count)
+        self.freeze(backbone)
+
+    def freeze(self, backbone: nn.Module) -> None:
+        """Remembers what is frozen."""
         with self.untimed():
             self.backbone = backbone
             self.frozen_hash = state_hash(backbone)
@@ -104,17 +119,33 @@ class Record:
         self.seen = 0
         self.evaluated = 0
 
-    def check(self, n_train: int, n_val: int) -> None:
-        """Each epoch has trained on all images once and validated all; the backbone is the same to
-        the bit.
+    def check_epochs(self, n_train: int, n_val: int) -> None:
+        """Each epoch has trained on all images once and validated all.
 
         Raises:
-            RuntimeError: it has not, or is not: what was measured is not the task.
+            RuntimeError: it has not: what was measured is not the task.
         """
         for row in self.rows:
             if row.seen != n_train or row.evaluated != n_val:
                 counts = f"{row.seen} images and validated {row.evaluated}"
                 raise RuntimeError(f"an epoch took {counts}, not {n_train} and {n_val}")
+
+    def check_held_out(self, expected: int) -> None:
+        """So many images were predicted.
+
+        Raises:
+            RuntimeError: they were not.
+        """
+        predicted = self.held_out.predicted if self.held_out else 0
+        if predicted != expected:
+            raise RuntimeError(f"{predicted} images were predicted, not {expected}")
+
+    def check_frozen(self) -> None:
+        """The backbone is the same to the bit.
+
+        Raises:
+            RuntimeError: it is not.
+        """
         if state_hash(self.backbone) != self.frozen_hash:
             raise RuntimeError("the backbone has changed: it was not frozen")
 
@@ -188,7 +219,21 @@ def split_study(labels: Sequence[int] | torch.Tensor) -> Fold:
     return Fold(train=train, val=val)
 
 
-def files_each_epoch(task: Task, backbone: nn.Module) -> Datasets:
+def study_folds(labels: torch.Tensor) -> Folds:
+    """The study's split as one fold: a probe's strength is chosen inside the training images, the
+    validation images are predicted once."""
+    fold = split_study(labels)
+    inner, val = inner_split(labels[fold.train], seed=SPLIT_SEED)
+    held_out = HeldOutFold(train=fold.train[inner], val=fold.train[val], test=fold.val)
+    return Folds(folds=(held_out,), k=1, repeats=1)
+
+
+def crossed_folds(labels: torch.Tensor) -> Folds:
+    """The folds of `transferlab compare`, a probe's strength chosen inside each."""
+    return make_folds(labels, k=5, repeats=5, seed=0)
+
+
+def folder_through(task: Task, view: Transform, backbone: nn.Module) -> ImageFolder:
     """The images as torchvision's users load them.
 
     Each is read and decoded by Pillow whenever it is asked for, transformed as a Pillow image
@@ -196,18 +241,20 @@ def files_each_epoch(task: Task, backbone: nn.Module) -> Datasets:
     and std.
     """
     config = backbone.pretrained_cfg
-    to_float = (
+    steps = (
+        view,
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(config["mean"], config["std"]),
         v2.ToPureTensor(),
     )
+    return ImageFolder(task.folder, transform=v2.Compose(steps))
 
-    def through(view: Transform) -> ImageFolder:
-        return ImageFolder(task.folder, transform=v2.Compose([view, *to_float]))
 
-    train = through(task.augmentation.train)
-    val = through(task.augmentation.clean)
+def files_each_epoch(task: Task, backbone: nn.Module) -> Datasets:
+    """The images read anew in each epoch, as `folder_through`."""
+    train = folder_through(task, task.augmentation.train, backbone)
+    val = folder_through(task, task.augmentation.clean, backbone)
     fold = split_study(train.targets)
     return Datasets(
         train=Subset(train, fold.train.tolist()),
@@ -252,7 +299,7 @@ def make_loaders(datasets: Datasets, task: Task, *, persistent: bool) -> Loaders
     seed."""
     options = {
         "batch_size": task.settings.batch_size,
-        "num_workers": WORKERS,
+        "num_workers": task.workers,
         "persistent_workers": persistent,
         "pin_memory": task.machine.device == "cuda",
     }

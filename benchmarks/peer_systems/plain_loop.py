@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transferlab.machine import autocast
 
 from .common import (
+    Datasets,
     Loaders,
     Record,
     Task,
@@ -61,37 +62,36 @@ def train_epoch(
 
 
 def train(forward: Forward, head: nn.Module, loaders: Loaders, task: Task, record: Record) -> None:
-    """Trains the head on what `forward` gives; restores the best epoch's weights.
-
-    With a patience it stops when so many epochs in a row bring no lower validation loss.
-    """
+    """Trains the head on what `forward` gives; restores the best epoch's weights."""
     settings = task.settings
     device = task.machine.device
     optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr, fused=True)
     best = float("inf")
     state = head.state_dict()
-    since = 0
     for _ in range(settings.epochs):
         train_epoch(forward, head, optimizer, loaders.train, device)
         loss, accuracy = validate(forward, head, loaders.val, device)
         record.epoch(loss, accuracy)
-        since += 1
         if loss < best:
             best = loss
-            since = 0
             state = copy.deepcopy(head.state_dict())
-        if settings.patience and since >= settings.patience:
-            break
     head.load_state_dict(state)
 
 
-def run_study(task: Task, record: Record) -> None:
-    """fp32; files read, decoded, transformed and normalised in two workers, anew for each epoch."""
+def train_as_written(
+    backbone: nn.Module, head: nn.Module, datasets: Datasets, task: Task, record: Record
+) -> None:
+    """fp32; two workers, started anew for each epoch."""
     torch.manual_seed(task.seed)
     device = task.machine.device
-    backbone, head = frozen_backbone(task, record)
-    loaders = make_loaders(files_each_epoch(task, backbone), task, persistent=False)
+    loaders = make_loaders(datasets, task, persistent=False)
     train(backbone.to(device), head.to(device), loaders, task, record)
+
+
+def run_study(task: Task, record: Record) -> None:
+    """The same on files that are read, decoded, transformed and normalised in each epoch."""
+    backbone, head = frozen_backbone(task, record)
+    train_as_written(backbone, head, files_each_epoch(task, backbone), task, record)
 
 
 def run_tuned(task: Task, record: Record) -> None:

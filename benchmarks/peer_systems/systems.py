@@ -9,16 +9,21 @@ from pathlib import Path
 from transferlab.train import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 5  # of the systems that stop early
+
+# What a system is asked for.
+STUDY = "study"  # the study: a head trained for 30 epochs, validated after each
+FOLDS = "folds"  # a linear probe on 5 x 5 folds of all images, its strength chosen inside
+SPLIT = "split"  # an exact classifier on the study's one split
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """A way to train the head."""
+    """A way to do a job."""
 
+    label: str  # in a reader's words
     module: str  # of benchmarks.peer_systems
     function: str = "run"  # there
-    early: bool = False  # whether it stops early
+    job: str = STUDY
     default_views: bool = False  # the library's; without them each epoch sees a fresh view
 
     @property
@@ -29,7 +34,7 @@ class System:
     @property
     def always_whole(self) -> bool:
         """Whether it runs whole in short rounds too."""
-        return self.ours or self.early
+        return self.ours or self.job != STUDY
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -41,31 +46,48 @@ LIBRARIES = {  # by module
     "with_fastai": ("fastai",),
     "with_lightning": ("lightning",),
     "with_hf": ("transformers", "accelerate"),
+    "with_vyntri": ("vyntri",),
 }
 SYSTEMS = {
-    "study": System(module="plain_loop", function="run_study"),
-    "tuned": System(module="plain_loop", function="run_tuned"),
-    "fastai": System(module="with_fastai"),
-    "lightning": System(module="with_lightning"),
-    "hf": System(module="with_hf"),
-    "fastai_tuned": System(module="with_fastai", function="run_tuned"),
-    "lightning_tuned": System(module="with_lightning", function="run_tuned"),
-    "hf_tuned": System(module="with_hf", function="run_tuned"),
-    "ours_same_views": System(module="ours"),
-    "ours_default": System(module="ours", default_views=True),
-    "ours_fp32": System(module="ours", function="run_fp32", default_views=True),
-    "study_early": System(module="plain_loop", function="run_study", early=True),
-    "ours_early": System(module="ours", default_views=True, early=True),
+    "study": System(label="the published loop", module="plain_loop", function="run_study"),
+    "tuned": System(label="that loop, tuned", module="plain_loop", function="run_tuned"),
+    "fastai": System(label="fastai", module="with_fastai"),
+    "lightning": System(label="Lightning", module="with_lightning"),
+    "hf": System(label="Hugging Face Trainer", module="with_hf"),
+    "fastai_tuned": System(label="fastai, tuned", module="with_fastai", function="run_tuned"),
+    "lightning_tuned": System(
+        label="Lightning, tuned", module="with_lightning", function="run_tuned"
+    ),
+    "hf_tuned": System(label="Hugging Face, tuned", module="with_hf", function="run_tuned"),
+    "ours_same_views": System(label="ours, fresh views", module="ours"),
+    "ours_default": System(label="ours", module="ours", default_views=True),
+    "ours_fp32": System(label="ours, fp32", module="ours", function="run_fp32", default_views=True),
+    "sklearn": System(label="timm + scikit-learn", module="with_sklearn", job=FOLDS),
+    "sklearn_tuned": System(
+        label="timm + scikit-learn, tuned", module="with_sklearn", function="run_tuned", job=FOLDS
+    ),
+    "ours_probe": System(label="ours", module="ours", function="run_probe", job=FOLDS),
+    "ours_probe_fp32": System(
+        label="ours, fp32", module="ours", function="run_probe_fp32", job=FOLDS
+    ),
+    "vyntri": System(label="Vyntri, one split", module="with_vyntri", job=SPLIT),
+    "ours_probe_split": System(
+        label="ours, one split", module="ours", function="run_split", job=SPLIT
+    ),
+    "ours_probe_split_fp32": System(
+        label="ours, one split, fp32", module="ours", function="run_split_fp32", job=SPLIT
+    ),
 }
 
 
-def settings_of(name: str, epochs: int) -> Settings:
-    """The settings of a system's run."""
+def settings_of(name: str, epochs: int) -> Settings | None:
+    """The settings of a system's head; a probe has none."""
     system = SYSTEMS[name]
-    patience = PATIENCE if system.early else 0
+    if system.job != STUDY:
+        return None
     if system.default_views:
-        return Settings(epochs=epochs, patience=patience)
-    return Settings(epochs=epochs, patience=patience, views=epochs, rule="cycle")
+        return Settings(epochs=epochs, patience=0)
+    return Settings(epochs=epochs, patience=0, views=epochs, rule="cycle")
 
 
 def library_versions(name: str) -> dict[str, str | None]:

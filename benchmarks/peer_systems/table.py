@@ -1,4 +1,4 @@
-"""What runs come to: a row each, medians and ratios over the rounds, the figure."""
+"""What runs come to: a row each, medians and ratios over the rounds, the goals, the figure."""
 
 import itertools
 import statistics
@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
 
 from transferlab.errors import UserError
+from transferlab.machine import Machine
 from transferlab.plots import BLUE, GREEN, GREY, ORANGE
 
-from .common import PeerEpoch
-from .systems import SYSTEMS, settings_of
+from .common import HeldOutScore, PeerEpoch
+from .systems import FOLDS, SPLIT, STUDY, SYSTEMS, settings_of
 
 SHORT = 4  # epochs that a peer runs in a short round
 
@@ -30,7 +33,7 @@ class Turn:
 
     @property
     def whole(self) -> bool:
-        """Whether all epochs are run."""
+        """Whether all of it is run."""
         return self.kind == "full" or SYSTEMS[self.system].always_whole
 
 
@@ -39,7 +42,8 @@ class Run:
     """What a run came to, seen from outside its process."""
 
     seconds: float
-    rows: tuple[PeerEpoch, ...]
+    rows: tuple[PeerEpoch, ...] = ()  # of a head
+    held_out: HeldOutScore | None = None  # of a probe
     frozen_hash: str
     seconds_total: float  # from the start of the process
     peak_memory_mb: float
@@ -83,25 +87,36 @@ def exact_accuracy(row: PeerEpoch) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table."""
+    """A row of the table. What a probe has none of, or a short run cannot tell, is None."""
 
     system: str
     round: int
+    job: str
     kind: str
-    views: int
-    epochs: int  # that `seconds` stands for
+    views: int | None
+    epochs: int | None  # that `seconds` stands for
     seconds: float
     seconds_total: float
-    best_epoch_accuracy: float | None  # of full rounds
+    best_epoch_accuracy: float | None  # of a head run whole, on the images that chose the epoch
+    held_out_accuracy: float | None  # of a probe
     peak_memory_mb: float
+
+    @property
+    def accuracy(self) -> float | None:
+        """Whichever it has."""
+        if self.held_out_accuracy is None:
+            return self.best_epoch_accuracy
+        return self.held_out_accuracy
 
     def text(self) -> str:
         """The row as a line for the terminal."""
-        times = f"{self.seconds:.1f} s for {self.epochs} epochs, {self.seconds_total:.1f} s in all"
+        times = f"{self.seconds:.1f} s"
+        if self.epochs is not None:
+            times += f" for {self.epochs} epochs"
         line = f"round {self.round} ({self.kind}), {self.system}: {times}"
-        line += f", {self.peak_memory_mb:.0f} MB"
-        if self.best_epoch_accuracy is not None:
-            line += f", accuracy {self.best_epoch_accuracy:.1%}"
+        line += f", {self.seconds_total:.1f} s in all, {self.peak_memory_mb:.0f} MB"
+        if self.accuracy is not None:
+            line += f", accuracy {self.accuracy:.1%}"
         return line
 
 
@@ -109,21 +124,41 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def make_row(turn: Turn, run: Run, epochs: int) -> Row:
-    """What a run has come to, as a row; `epochs` are those of a whole one."""
-    ends = [row.end for row in run.rows]
-    seconds = run.seconds if turn.whole else reckon(ends, run.seconds, epochs)
-    count = len(ends) if turn.whole else epochs
-    best = min(run.rows, key=lambda row: row.val_loss)  # the earliest on ties
-    ours = SYSTEMS[turn.system].ours
+    """What a run has come to, as a row; `epochs` are those of a whole training."""
+    if run.held_out is None:
+        return training_row(turn, run, epochs)
     return Row(
         system=turn.system,
         round=turn.round,
+        job=SYSTEMS[turn.system].job,
         kind=turn.kind,
-        views=settings_of(turn.system, epochs).views if ours else count,
-        epochs=count,
+        views=None,
+        epochs=None,
+        seconds=run.seconds,
+        seconds_total=run.seconds_total,
+        best_epoch_accuracy=None,
+        held_out_accuracy=run.held_out.correct / run.held_out.predicted,
+        peak_memory_mb=run.peak_memory_mb,
+    )
+
+
+def training_row(turn: Turn, run: Run, epochs: int) -> Row:
+    """The row of a head: a short run's seconds are reckoned to so many epochs."""
+    ends = [row.end for row in run.rows]
+    seconds = run.seconds if turn.whole else reckon(ends, run.seconds, epochs)
+    best = min(run.rows, key=lambda row: row.val_loss)  # the earliest on ties
+    system = SYSTEMS[turn.system]
+    return Row(
+        system=turn.system,
+        round=turn.round,
+        job=system.job,
+        kind=turn.kind,
+        views=settings_of(turn.system, epochs).views if system.ours else epochs,
+        epochs=epochs,
         seconds=seconds,
         seconds_total=run.seconds_total - run.seconds + seconds,
-        best_epoch_accuracy=exact_accuracy(best) if turn.kind == "full" else None,
+        best_epoch_accuracy=exact_accuracy(best) if turn.whole else None,
+        held_out_accuracy=None,
         peak_memory_mb=run.peak_memory_mb,
     )
 
@@ -141,47 +176,60 @@ class Finished:
         return {"system": self.turn.system, "round": self.turn.round} | asdict(self.run)
 
 
-# ---- medians and ratios ----------------------------------------------------------------------
+# ---- ratios and goals ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Seconds of one system over those of another, which are to be compared."""
+    """How many times as long as one system others are to take."""
 
     above: tuple[str, ...]  # the best of several
     below: str
+    levels: tuple[float, ...] = ()  # on two cores with bf16 arithmetic; none: told, no goal
+    on_gpu: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times as long one system takes as another."""
+    """How many times as long one system takes as another, round by round."""
 
-    value: float  # the median over the rounds
+    value: float  # the median
+    lowest: float
+    highest: float
     rounds: int  # that could be compared
 
 
 FRAMEWORKS = ("fastai", "lightning", "hf")
-TUNED_FRAMEWORKS = ("fastai_tuned", "lightning_tuned", "hf_tuned")
+TUNED = ("tuned", "fastai_tuned", "lightning_tuned", "hf_tuned")
 GOALS = (
+    Goal(above=("study",), below="ours_default", levels=(15, 20), on_gpu=(10,)),
+    Goal(above=FRAMEWORKS, below="ours_default", levels=(15,)),
+    Goal(above=TUNED, below="ours_default", levels=(5,)),
     Goal(above=("study",), below="ours_same_views"),
-    Goal(above=("study",), below="ours_default"),
-    Goal(above=("tuned",), below="ours_default"),
     Goal(above=("study",), below="ours_fp32"),
-    Goal(above=("study_early",), below="ours_early"),
-    Goal(above=FRAMEWORKS, below="ours_default"),
-    Goal(above=TUNED_FRAMEWORKS, below="ours_default"),
+    Goal(above=("sklearn",), below="ours_probe_fp32", levels=(5,)),
+    Goal(above=("sklearn",), below="ours_probe", levels=(6,)),
+    Goal(above=("sklearn_tuned",), below="ours_probe"),
+    Goal(above=("vyntri",), below="ours_probe_split_fp32", levels=(1.5,)),
+    Goal(above=("vyntri",), below="ours_probe_split", levels=(2,)),
 )
+LEVELS = ("goal", "moonshot")  # what the levels of a goal are called
+WITHOUT_BF16 = 0.6  # so much of a level where the CPU does not compute in bf16
+
+
+def levels_here(goal: Goal, machine: Machine) -> tuple[float, ...]:
+    """The levels that a goal has on a machine."""
+    if machine.device == "cuda":
+        return goal.on_gpu
+    if machine.precision_of(1) == torch.bfloat16:
+        return goal.levels
+    return tuple(WITHOUT_BF16 * level for level in goal.levels)
 
 
 def rows_by_system(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each system that has some, in the order of SYSTEMS."""
     grouped = {system: [row for row in rows if row.system == system] for system in SYSTEMS}
     return {system: found for system, found in grouped.items() if found}
-
-
-def mean_epochs(rows: Sequence[Row], system: str) -> float:
-    """The mean number of epochs of a system's runs."""
-    return statistics.mean(row.epochs for row in rows if row.system == system)
 
 
 def ratio_of(rows: Sequence[Row], above: Sequence[str], below: str) -> Ratio | None:
@@ -195,31 +243,71 @@ def ratio_of(rows: Sequence[Row], above: Sequence[str], below: str) -> Ratio | N
             ratios.append(min(candidates) / seconds[below])
     if not ratios:
         return None
-    return Ratio(value=statistics.median(ratios), rounds=len(ratios))
+    return Ratio(
+        value=statistics.median(ratios),
+        lowest=min(ratios),
+        highest=max(ratios),
+        rounds=len(ratios),
+    )
 
 
-def describe_goal(rows: Sequence[Row], goal: Goal, ratio: Ratio) -> str:
-    """A goal's ratio as a line of text."""
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A height that a ratio is to reach."""
+
+    name: str
+    ratio: float
+    met: bool
+
+    def text(self) -> str:
+        """As it is told."""
+        return f"{self.name} {self.ratio:g}: {'met' if self.met else 'missed'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a goal."""
+
+    name: str
+    above: tuple[str, ...]  # of those systems, the ones measured
+    below: str
+    ratio: Ratio
+    levels: tuple[Level, ...]
+
+    def text(self) -> str:
+        """As a line of text."""
+        ratio = self.ratio
+        line = f"{self.name}: {ratio.value:.2f} (median of {ratio.rounds}"
+        line += f", {ratio.lowest:.2f} to {ratio.highest:.2f})"
+        return "; ".join([line, *(level.text() for level in self.levels)])
+
+
+def outcome_of(goal: Goal, rows: Sequence[Row], machine: Machine) -> Outcome | None:
+    """What came of a goal; None where nothing can be compared."""
+    ratio = ratio_of(rows, goal.above, goal.below)
+    if ratio is None:
+        return None
     measured = {row.system for row in rows}
-    name = ", ".join(system for system in goal.above if system in measured)
+    above = tuple(system for system in goal.above if system in measured)
+    name = ", ".join(above)
     if len(goal.above) > 1:
         name = f"best of {name}"
-    line = f"{name} / {goal.below}: {ratio.value:.2f} (median of {ratio.rounds})"
-    if SYSTEMS[goal.below].early:
-        above = mean_epochs(rows, goal.above[0])
-        below = mean_epochs(rows, goal.below)
-        line += f" (mean epochs {above:.1f} and {below:.1f})"
-    return line
+    levels = []
+    for word, height in zip(LEVELS, levels_here(goal, machine)):
+        levels.append(Level(name=word, ratio=height, met=ratio.value >= height))
+    return Outcome(
+        name=f"{name} / {goal.below}",
+        above=above,
+        below=goal.below,
+        ratio=ratio,
+        levels=tuple(levels),
+    )
 
 
-def describe_ratios(rows: Sequence[Row]) -> list[str]:
-    """The goals' ratios as lines of text."""
-    lines = []
-    for goal in GOALS:
-        ratio = ratio_of(rows, goal.above, goal.below)
-        if ratio:
-            lines.append(describe_goal(rows, goal, ratio))
-    return lines
+def find_outcomes(rows: Sequence[Row], machine: Machine) -> list[Outcome]:
+    """What came of every goal that can be told of."""
+    outcomes = [outcome_of(goal, rows, machine) for goal in GOALS]
+    return [outcome for outcome in outcomes if outcome]
 
 
 def describe_disagreement(finished: Sequence[Finished], epochs: int) -> list[str]:
@@ -239,6 +327,11 @@ def describe_disagreement(finished: Sequence[Finished], epochs: int) -> list[str
     return lines
 
 
+# ---- medians ---------------------------------------------------------------------------------
+
+OURS = {STUDY: "ours_default", FOLDS: "ours_probe", SPLIT: "ours_probe_split"}  # by job
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The medians of a system over the rounds."""
@@ -247,25 +340,22 @@ class Summary:
     seconds: float
     seconds_total: float
     peak_memory_mb: float
-    best_epoch_accuracy: float | None  # None where no round was full
-    epochs: float  # their mean
-    times: float | None  # seconds over ours_default's, round by round; None where it did not run
+    accuracy: float | None  # None where only short rounds were run
+    times: float | None  # seconds over those of ours that does the job; None where it did not run
 
 
 def summarise(rows: Sequence[Row]) -> list[Summary]:
     """The medians of each system, in the order of SYSTEMS."""
     summaries = []
     for system, found in rows_by_system(rows).items():
-        told = [row.best_epoch_accuracy for row in found]
-        accuracies = [accuracy for accuracy in told if accuracy is not None]
-        ratio = ratio_of(rows, (system,), "ours_default")
+        accuracies = [row.accuracy for row in found if row.accuracy is not None]
+        ratio = ratio_of(rows, (system,), OURS[SYSTEMS[system].job])
         one = Summary(
             system=system,
             seconds=statistics.median(row.seconds for row in found),
             seconds_total=statistics.median(row.seconds_total for row in found),
             peak_memory_mb=statistics.median(row.peak_memory_mb for row in found),
-            best_epoch_accuracy=statistics.median(accuracies) if accuracies else None,
-            epochs=mean_epochs(found, system),
+            accuracy=statistics.median(accuracies) if accuracies else None,
             times=ratio.value if ratio else None,
         )
         summaries.append(one)
@@ -279,39 +369,66 @@ def bar_label(one: Summary) -> str:
     """What stands beside a system's bar."""
     digits = 0 if one.seconds >= 10 else 1
     parts = [f"{one.seconds:.{digits}f} s"]
-    if one.times is not None:
-        parts.append(f"{one.times:.1f} x")
-    if one.best_epoch_accuracy is not None:
-        parts.append(f"accuracy {one.best_epoch_accuracy:.1%}")
-    if SYSTEMS[one.system].early:
-        parts.append(f"{one.epochs:.1f} epochs")
+    is_measure = one.system == OURS[SYSTEMS[one.system].job]
+    if one.times is not None and not is_measure:
+        parts.append(f"{one.times:.1f}×")
+    if one.accuracy is not None:
+        parts.append(f"{one.accuracy:.0%} right")
     return ", ".join(parts)
 
 
 def bar_colour(name: str) -> str:
-    """The colour of a system's bar: grey as published, green tuned, blue ours, orange the rest."""
-    if name.endswith("tuned"):
-        return GREEN
+    """The colour of a system's bar: blue ours, green tuned, grey as published, orange the rest."""
     if SYSTEMS[name].ours:
         return BLUE
-    return GREY if name.startswith("study") else ORANGE
+    if name.endswith("tuned"):
+        return GREEN
+    return GREY if name == "study" else ORANGE
 
 
-def plot_bars(summaries: Sequence[Summary], title: str) -> plt.Figure:
-    """Median seconds of every system, with the ratio to ours_default and the accuracy beside each
-    bar."""
-    names = [one.system for one in summaries]
-    seconds = [one.seconds for one in summaries]
-    height = 1.6 + 0.42 * len(names)
-    figure, axis = plt.subplots(figsize=(10, height), layout="constrained")
-    bars = axis.barh(names, seconds, color=[bar_colour(name) for name in names])
-    labels = [bar_label(one) for one in summaries]
-    axis.bar_label(bars, labels, padding=4, fontsize=8)
+def draw_bars(axis: Axes, summaries: Sequence[Summary], title: str) -> None:
+    """A panel: the systems by their median seconds, the fastest at the top."""
+    ordered = sorted(summaries, key=lambda one: one.seconds)
+    names = [SYSTEMS[one.system].label for one in ordered]
+    seconds = [one.seconds for one in ordered]
+    bars = axis.barh(names, seconds, color=[bar_colour(one.system) for one in ordered])
+    axis.bar_label(bars, [bar_label(one) for one in ordered], padding=4, fontsize=11)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.4 * max(seconds))
-    axis.set_xlabel(
-        "seconds, from loading the images to the end of training (median); x: times ours_default"
-    )
+    axis.set_xlim(0, 1.75 * max(seconds))  # room for the labels
+    axis.set_xlabel("seconds (median of the rounds)", fontsize=11)
+    axis.tick_params(labelsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=12)
+
+
+def message(rows: Sequence[Row]) -> str:
+    """What the figure says: how many times as fast ours is as what it is to replace."""
+    told = []
+    for name, system in (
+        ("the published loop", "study"),
+        ("scikit-learn", "sklearn"),
+        ("Vyntri", "vyntri"),
+    ):
+        ratio = ratio_of(rows, (system,), OURS[SYSTEMS[system].job])
+        if ratio:
+            told.append(f"{ratio.value:.1f} times as fast as {name}")
+    return f"Ours is {', '.join(told)}" if told else "Seconds of each system"
+
+
+def plot_bars(rows: Sequence[Row], caption: str) -> plt.Figure:
+    """Median seconds of every system, a panel for the study's job and one for the probe's, with the
+    ratio to ours and the accuracy beside each bar."""
+    summaries = summarise(rows)
+    heads = [one for one in summaries if SYSTEMS[one.system].job == STUDY]
+    probes = [one for one in summaries if SYSTEMS[one.system].job != STUDY]
+    titles = ("The study: a head, 30 epochs", "A linear probe of all images")
+    panels = [(title, part) for title, part in zip(titles, (heads, probes), strict=True) if part]
+    height = 2.0 + 0.42 * max(len(part) for _, part in panels)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.5 * len(panels), height), squeeze=False, layout="constrained"
+    )
+    for axis, (title, part) in zip(axes.flat, panels):
+        draw_bars(axis, part, title)
+    figure.suptitle(message(rows), fontsize=14)
+    figure.supxlabel(caption, fontsize=9, color=GREY)
     return figure

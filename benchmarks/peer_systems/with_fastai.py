@@ -26,13 +26,14 @@ from fastai.vision.all import (
     TrainEvalCallback,
     accuracy,
     default_split,
+    set_seed,
 )
 from torch import nn
 
 from transferlab.machine import Machine, autocast
 
 from .common import (
-    WORKERS,
+    Datasets,
     Record,
     Task,
     decoded_once,
@@ -104,28 +105,33 @@ def fit(
             learner.fit(task.settings.epochs, task.settings.lr)
 
 
-def run(task: Task, record: Record) -> None:
-    """As its users write it: its own DataLoaders over ImageFolder with two workers, fp32; the last,
-    smaller batch is kept."""
-    torch.manual_seed(task.seed)
-    backbone, head = frozen_backbone(task, record)
-    datasets = files_each_epoch(task, backbone)
+def train_as_written(
+    backbone: nn.Module, head: nn.Module, datasets: Datasets, task: Task, record: Record
+) -> None:
+    """fastai's own DataLoaders with two workers, fp32; the last, smaller batch is kept."""
+    set_seed(task.seed)
     dls = DataLoaders.from_dsets(
         datasets.train,
         datasets.val,
         device=task.machine.device,
         bs=task.settings.batch_size,
-        num_workers=WORKERS,
+        num_workers=task.workers,
         drop_last=False,
     )
     fit(nn.Sequential(backbone, head), dls, task, record)
+
+
+def run(task: Task, record: Record) -> None:
+    """As its users write it, over ImageFolder."""
+    backbone, head = frozen_backbone(task, record)
+    train_as_written(backbone, head, files_each_epoch(task, backbone), task, record)
 
 
 def run_tuned(task: Task, record: Record) -> None:
     """Mixed precision where the hardware computes in it, channels_last, images decoded in memory,
     and PyTorch's DataLoader (fastai takes either), since fastai's starts new workers in every epoch
     whatever `persistent_workers` says."""
-    torch.manual_seed(task.seed)
+    set_seed(task.seed)
     machine = task.machine
     backbone, head = frozen_backbone(task, record, uint8=True)
     loaders = make_loaders(decoded_once(task), task, persistent=True)

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from .common import (
-    WORKERS,
     Datasets,
     Record,
     Task,
@@ -91,7 +96,7 @@ def fit(
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            dataloader_num_workers=WORKERS,
+            dataloader_num_workers=task.workers,
             dataloader_pin_memory=gpu,
             remove_unused_columns=False,
             use_cpu=not gpu,
@@ -107,15 +112,22 @@ def fit(
             optimizers=(optimizer, None),
             callbacks=[EpochRecord(record)],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 
-def run(task: Task, record: Record) -> None:
-    """As its users write it: a dataset that reads and transforms, two workers, fp32."""
+def train_as_written(
+    backbone: nn.Module, head: nn.Module, datasets: Datasets, task: Task, record: Record
+) -> None:
+    """A dataset that reads and transforms, two workers, fp32."""
     torch.manual_seed(task.seed)
-    backbone, head = frozen_backbone(task, record)
-    datasets = files_each_epoch(task, backbone)
     fit(FrozenClassifier(backbone, head), datasets, task, record)
+
+
+def run(task: Task, record: Record) -> None:
+    """As its users write it."""
+    backbone, head = frozen_backbone(task, record)
+    train_as_written(backbone, head, files_each_epoch(task, backbone), task, record)
 
 
 def run_tuned(task: Task, record: Record) -> None:

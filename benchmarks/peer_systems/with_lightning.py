@@ -6,6 +6,8 @@ backbone stays in eval mode. Logger, checkpoints, progress bar, model summary an
 before training are off: each would cost it time.
 """
 
+import logging
+
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -13,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .common import (
+    Datasets,
     Loaders,
     Record,
     Task,
@@ -22,6 +25,7 @@ from .common import (
     make_loaders,
 )
 
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 FP32 = "32-true"
 PRECISIONS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", torch.float32: FP32}
 
@@ -90,12 +94,19 @@ def fit(
     trainer.fit(model, loaders.train, loaders.val)
 
 
-def run(task: Task, record: Record) -> None:
-    """As its users write it: ImageFolder and a DataLoader with two workers, fp32."""
+def train_as_written(
+    backbone: nn.Module, head: nn.Module, datasets: Datasets, task: Task, record: Record
+) -> None:
+    """A DataLoader with two workers, fp32."""
     lightning.seed_everything(task.seed, verbose=False)
-    backbone, head = frozen_backbone(task, record)
-    loaders = make_loaders(files_each_epoch(task, backbone), task, persistent=False)
+    loaders = make_loaders(datasets, task, persistent=False)
     fit(FrozenClassifier(backbone, head, task.settings.lr), loaders, task, record, FP32)
+
+
+def run(task: Task, record: Record) -> None:
+    """As its users write it, over ImageFolder."""
+    backbone, head = frozen_backbone(task, record)
+    train_as_written(backbone, head, files_each_epoch(task, backbone), task, record)
 
 
 def run_tuned(task: Task, record: Record) -> None:
