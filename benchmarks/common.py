@@ -79,6 +79,12 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default=".", help=text)
 
 
+def add_models(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """--models: the backbones that are measured."""
+    text = f"default: {' '.join(default)}"
+    parser.add_argument("--models", nargs="+", default=default, metavar="NAME", help=text)
+
+
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
     """--rounds: how often everything is measured."""
     parser.add_argument("--rounds", type=int, default=default, help="default: %(default)s")

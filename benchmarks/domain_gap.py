@@ -43,6 +43,7 @@ from benchmarks.common import (
     STUDIED,
     WITH_WEIGHTS,
     Pair,
+    add_models,
     all_images,
     benchmark_store,
     check_weights,
@@ -468,13 +469,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser = make_parser(
         __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
     )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=WITH_WEIGHTS,
-        metavar="NAME",
-        help=f"default: {' '.join(WITH_WEIGHTS)}",
-    )
+    add_models(parser, WITH_WEIGHTS)
     parser.add_argument(
         "--epochs", type=int, default=10, help="of partial fine-tuning (default: %(default)s)"
     )

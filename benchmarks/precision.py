@@ -43,6 +43,7 @@ from benchmarks.common import (
     STUDIED,
     WITH_WEIGHTS,
     Pair,
+    add_models,
     benchmark_store,
     code_digest,
     feature_cache,
@@ -753,13 +754,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser = make_parser(
         __doc__, data="a folder with both datasets", weights="a folder with the backbones' weights"
     )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=WITH_WEIGHTS,
-        metavar="NAME",
-        help=f"default: {' '.join(WITH_WEIGHTS)}",
-    )
+    add_models(parser, WITH_WEIGHTS)
     text = f"of the cross-validation, at least {ENOUGH_REPEATS} (default: %(default)s)"
     parser.add_argument("--repeats", type=positive, default=5, help=text)
     add_cache(parser)

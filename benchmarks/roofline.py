@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.common import (
+    add_models,
     add_rounds,
     all_images,
     benchmark_store,
@@ -67,7 +68,7 @@ from transferlab.backbones import (
 )
 from transferlab.data import ImageSet
 from transferlab.datasets import FACES, INSECTS, Dataset
-from transferlab.machine import Machine, this_machine
+from transferlab.machine import Machine, for_probes, this_machine
 from transferlab.plan import Plan, Point
 from transferlab.plots import BLUE, GREEN, GREY
 from transferlab.pretrained import BACKBONES, WeightsInfo, check_weights_place
@@ -89,12 +90,6 @@ Rates = dict[str, float]  # images a second, by "variant/batch size"
 def dataset_of(model: str) -> Dataset:
     """A backbone's dataset in the study."""
     return DATASETS.get(model, INSECTS)
-
-
-def probing_machine() -> Machine:
-    """This machine, computing the clean view in the precision that is fastest there."""
-    machine = this_machine()
-    return replace(machine, clean_precision=machine.precision)
 
 
 # ---- the sweep -------------------------------------------------------------------------------
@@ -276,7 +271,7 @@ def run_once(planned: dict[str, Any], data: str, weights: str) -> dict[str, Any]
     """`run_study` of a backbone on its dataset; `WeightsInfo` and `Run` as plain values."""
     info = from_plain(WeightsInfo, planned)
     dataset = dataset_of(info.name)
-    machine = probing_machine()
+    machine = for_probes(this_machine())
 
     def load() -> Study:
         return all_images(data, dataset, Settings(), machine=machine, store=NO_STORE)
@@ -465,9 +460,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     weights = "a folder with the backbones' weights"
     parser = make_parser(__doc__, data="a folder with the datasets", weights=weights)
     add_rounds(parser, 3)
-    models = list(BACKBONES)
-    text = f"default: {' '.join(models)}"
-    parser.add_argument("--models", nargs="+", default=models, metavar="NAME", help=text)
+    add_models(parser, tuple(BACKBONES))
     return parser.parse_args(arguments)
 
 
@@ -508,7 +501,7 @@ def main(arguments: list[str] | None = None, *, measure: Measure = measure_model
     task = Task(
         data=options.data,
         weights=check_weights_place(options.weights),
-        machine=probing_machine(),
+        machine=for_probes(this_machine()),
     )
     swept = load_sweeps(options.models, task.data, task.weights, task.machine)
     store = benchmark_store(options.out, "roofline")

@@ -83,7 +83,7 @@ from transferlab.errors import UserError
 from transferlab.heldout import make_folds, predict_with_probes, study_of_all
 from transferlab.machine import Machine, this_machine
 from transferlab.plan import Plan, Point, Share
-from transferlab.plots import BLUE, GREEN, GREY, ORANGE
+from transferlab.plots import COLORS, GREY
 from transferlab.pretrained import WeightsInfo
 from transferlab.records import BenchmarkRecord, data_info, from_plain
 from transferlab.store import NO_STORE, Store, open_store
@@ -733,7 +733,7 @@ def what_finished(work: Work, found: Mapping[str, Outcome]) -> Finished:
 # ---- the figure ------------------------------------------------------------------------------
 
 
-COLOURS = (BLUE, ORANGE, GREEN, "#7B4173", "#8C6D31", "#17BECF", "#E377C2")
+OTHER_COLOURS = ("#7B4173", "#8C6D31", "#17BECF", "#E377C2")  # of backbones that have none
 SHORT = {FACES.name: "manga faces", INSECTS.name: "ants and bees"}
 
 
@@ -769,7 +769,8 @@ def plot_gains(tests: Sequence[TechniqueTest]) -> Figure:
     techniques = list(dict.fromkeys(test.technique for test in shown))
     datasets = list(dict.fromkeys(test.dataset for test in shown))
     models = list(dict.fromkeys(test.model for test in shown))
-    colours = dict(zip(models, itertools.cycle(COLOURS)))
+    others = itertools.cycle(OTHER_COLOURS)
+    colours = {model: COLORS.get(model) or next(others) for model in models}
     figure, axes = plt.subplots(
         1,
         len(datasets),

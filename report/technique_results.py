@@ -97,23 +97,13 @@ class Techniques:
         """The same technique less the exact probe at the study's size; None where that is the
         same."""
         for other in self.tests:
-            same_kind = (other.kind, other.dataset, other.model) == (
-                test.kind,
-                test.dataset,
-                test.model,
-            )
-            if same_kind and other.technique == test.technique and other.reference == PROBE_AT_224:
+            if other.place == test.place and other.reference == PROBE_AT_224:
                 return other
         return None
 
     def tests_on(self, score: TechniqueScore) -> dict[str, TechniqueTest]:
         """{reference: the test of a score's technique against it}."""
-        return {test.reference: test for test in self.tests if place_of(test) == score.place}
-
-
-def place_of(test: TechniqueTest) -> Place:
-    """Where the technique of a test was measured."""
-    return Place(kind=test.kind, dataset=test.dataset, model=test.model, technique=test.technique)
+        return {test.reference: test for test in self.tests if test.place == score.place}
 
 
 # ---- from the files --------------------------------------------------------------------------

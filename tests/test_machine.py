@@ -11,6 +11,7 @@ from transferlab.machine import (
     autocast,
     choose_batch_size,
     choose_precision,
+    for_probes,
     this_machine,
 )
 
@@ -143,3 +144,12 @@ def test_a_phase_that_fails_has_taken_its_time(hand):
     with clock.phase("outer"):
         hand.time += 3
     assert clock.seconds == {"outer": 4, "inner": 2}
+
+
+@pytest.mark.parametrize(
+    ("fast", "clean"),
+    [("bfloat16", "bfloat16"), ("float16", "float32"), ("float32", "float32")],
+)
+def test_probes_see_the_clean_view_in_bf16_alone(fast, clean):
+    machine = for_probes(replace(this_machine(), precision=f"torch.{fast}"))
+    assert machine.clean_precision == f"torch.{clean}"

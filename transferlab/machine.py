@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,6 +76,14 @@ def use_one_core() -> None:
     """Lets PyTorch compute on one core in this thread, whatever is set in others."""
     torch.get_num_threads()  # a thread takes over what was set last when it is first asked
     torch.set_num_threads(1)
+
+
+def for_probes(machine: Machine) -> Machine:
+    """The machine with the clean view too in its fast precision, where that is bf16: no verdict
+    hangs on it (benchmarks/precision.py). What fp16 does to verdicts nobody has measured."""
+    if machine.precision != "torch.bfloat16":
+        return machine
+    return replace(machine, clean_precision=machine.precision)
 
 
 @contextmanager

@@ -165,12 +165,6 @@ def plot_answer(run: Run, image: torch.Tensor, title: str) -> None:
     plot_images([images.images[i] for i in near], names, "The training images most like it")
 
 
-def interval_reach(part: pd.DataFrame) -> pd.DataFrame:
-    """How far the intervals of the accuracies in `part` reach below and above, in points [2, N]."""
-    reach = part[["low", "high"]].sub(part.accuracy, axis=0)
-    return 100 * reach.abs().T
-
-
 def plot_comparison(scores: Sequence[Scores], title: str) -> plt.Figure:
     """Accuracies with their intervals, models in blue, baselines in grey, directly labelled; rows
     are narrower where there are many."""

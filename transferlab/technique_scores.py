@@ -107,6 +107,13 @@ class TechniqueTest:
     verdict: str = TOO_FEW_REPEATS  # or "better", "worse", "indistinguishable", IDENTICAL
 
     @property
+    def place(self) -> Place:
+        """Where the technique was measured."""
+        return Place(
+            kind=self.kind, dataset=self.dataset, model=self.model, technique=self.technique
+        )
+
+    @property
     def headline(self) -> bool:
         """Whether it is the question that was asked beforehand."""
         return self.technique == HEADLINE and self.reference == EXACT_PROBE and self.model == POOLED
@@ -224,16 +231,22 @@ def pool(correct: Correct, reference: str) -> Iterator[TechniqueTest]:
 def decide(tests: Sequence[TechniqueTest]) -> list[TechniqueTest]:
     """Tests with their verdicts, at 5 % for all of them together that have repeats enough."""
     able = [one for one in tests if one.repeats >= ENOUGH_REPEATS]
-    decided = {}
-    for one, verdict in zip(able, verdicts([one.test for one in able]), strict=True):
+    found = iter(verdicts([one.test for one in able]))
+    decided = []
+    for one in tests:
+        if one.repeats < ENOUGH_REPEATS:
+            decided.append(one)
+            continue
+        verdict = next(found)
         same = one.test.error == 0 and one.test.difference == 0
-        decided[id(one)] = replace(
+        judged = replace(
             one,
             p_holm=verdict.p_holm,
             detectable=smallest_visible(one.test.error, len(able)) or None,
             verdict=IDENTICAL if same else verdict.word,
         )
-    return [decided.get(id(one), one) for one in tests]
+        decided.append(judged)
+    return decided
 
 
 def all_tests(correct: Correct) -> list[TechniqueTest]:

@@ -9,7 +9,7 @@ import torch
 from transferlab.data import Folds
 from transferlab.decoded import load_folder
 from transferlab.heldout import predict_with_probes, study_of_all
-from transferlab.machine import Machine
+from transferlab.machine import Machine, for_probes
 from transferlab.study import Study, freeze_backbone, train_study
 from transferlab.train import Settings
 from transferlab.views import Renderer
@@ -91,11 +91,6 @@ def fit_probes(
     record.held_out = HeldOutScore(correct=correct, predicted=predicted)
 
 
-def fast(machine: Machine) -> Machine:
-    """The machine computing the clean view too in what it is fastest in, as `compare` does."""
-    return replace(machine, clean_precision=machine.precision)
-
-
 def exact(machine: Machine) -> Machine:
     """The machine computing every view in fp32."""
     return replace(machine, precision=FP32, clean_precision=FP32)
@@ -103,7 +98,7 @@ def exact(machine: Machine) -> Machine:
 
 def run_probe(task: Task, record: Record) -> None:
     """A probe on each of the 5 x 5 folds."""
-    fit_probes(task, record, fast(task.machine), crossed_folds)
+    fit_probes(task, record, for_probes(task.machine), crossed_folds)
 
 
 def run_probe_fp32(task: Task, record: Record) -> None:
@@ -113,7 +108,7 @@ def run_probe_fp32(task: Task, record: Record) -> None:
 
 def run_split(task: Task, record: Record) -> None:
     """One probe, on the study's split."""
-    fit_probes(task, record, fast(task.machine), study_folds)
+    fit_probes(task, record, for_probes(task.machine), study_folds)
 
 
 def run_split_fp32(task: Task, record: Record) -> None:

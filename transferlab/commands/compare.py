@@ -15,7 +15,7 @@ from ..datasets import augmentation_for, known_augmentations
 from ..decoded import load_folder
 from ..errors import UserError, first_lines, printable
 from ..heldout import ComparisonRecord, fold_notes, make_folds, study_of_all
-from ..machine import Clock
+from ..machine import Clock, for_probes
 from ..plan import Share, parse_share, take_share
 from ..plots import font_hint
 from ..pretrained import BACKBONES, check_weights_place
@@ -131,11 +131,9 @@ def make_studies(
     if options.views is not None:
         settings = replace(settings, views=options.views)
     machine = chosen_machine(options.precision)
-    measured = (
-        machine.precision == "torch.bfloat16"
-    )  # no verdict hangs on it: benchmarks/precision.py
-    if options.head == "probe" and (measured or options.precision != "auto"):
-        machine = replace(machine, clean_precision=machine.precision)
+    if options.head == "probe":
+        asked_for = replace(machine, clean_precision=machine.precision)
+        machine = for_probes(machine) if options.precision == "auto" else asked_for
     store = open_store(options.cache_dir)
     progress = Progress()
     by_size: dict[int, Study] = {}
