@@ -220,6 +220,7 @@ def test_masked_and_other_copies_of_real_pictures_are_found():
 # ---- the benchmark ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_on_drawn_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ALTERATIONS", {"mirrored": ALTERATIONS["mirrored"]})
     sets = benchmark.drawn_sets

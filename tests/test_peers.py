@@ -390,9 +390,8 @@ def test_what_finished_is_not_run_again(arguments, tmp_path, capsys):
     assert record.facts["ratios"][0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "system", ["ours_probe", pytest.param("ours_default", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["ours_probe", "ours_default"])
 def test_a_system_in_a_process_of_its_own(system, arguments, tmp_path, capsys):
     assert peers.main([*arguments, "--rounds", "1", "--systems", system]) == 0
     row = pd.read_csv(next(tmp_path.glob("result/benchmarks/peers_*.csv"))).iloc[0]

@@ -301,6 +301,7 @@ def test_an_interrupted_run_goes_on_and_measures_nothing_twice(
     assert not [*tmp_path.glob("result/benchmarks/precision_unfinished/*.safetensors")]
 
 
+@pytest.mark.slow
 def test_the_probe_sees_the_features_of_both_precisions(tmp_path, places, fast_machine):
     """The real thing on sixteen drawn pictures."""
     one_model = [*places[:-1], "--cache-dir", ""]

@@ -75,6 +75,7 @@ def functions(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_memory_of_another_process_and_its_children_is_seen(functions):
     nothing, returned = (in_fresh_process("called.allocate", mb) for mb in (0, 300))
     base = nothing.peak_mb

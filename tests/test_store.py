@@ -498,6 +498,7 @@ for _ in range(60):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache(tmp_path):
     """Each asks for twelve features in another order while the other writes, reads and trims: every
     answer is right."""

@@ -212,6 +212,7 @@ def check_written(folder, rows):
     assert len([*folder.glob("img/techniques_*.png")]) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_images_is_measured(tmp_path, monkeypatch, image_folder):
     """Every technique on a folder that is none of the study's, small: 3 folds, 2 epochs; the
     study's own beside each other."""

@@ -226,6 +226,7 @@ def test_augmentations_that_draw_differently_are_told_apart(one, other):
     assert first and first == identity_of(copy.deepcopy(one)) != identity_of(other)
 
 
+@pytest.mark.slow
 def test_those_of_the_study_have_an_identity_that_another_process_finds_again():
     code = "from transferlab.views import *; print(identity_of(photos_augmentation()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
