@@ -55,7 +55,15 @@ def read_benchmark(named: Named, name: str) -> Benchmark | None:
 
 # ---- peers -----------------------------------------------------------------------------------
 
-RATIO_WORDS = {"median of ": "바퀴 수 ", "mean epochs": "평균 에포크", " and ": ", "}
+RATIO_WORDS = {
+    "best of ": "가장 빠른 ",
+    "median of ": "바퀴 수 ",
+    " to ": "–",
+    "goal ": "목표 ",
+    "moonshot ": "큰 목표 ",
+    ": met": ": 이룸",
+    ": missed": ": 못 이룸",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +78,7 @@ class Peers(Benchmark):
         told = self.facts["settings"].get("ours_default")
         if told is None:
             return None
-        # Before schema 2 random views were taken in turn, and nothing said so.
-        return from_plain(Settings, {"rule": "cycle"} | told)
+        return from_plain(Settings, told)
 
 
 def in_words(line: str) -> str:

@@ -52,6 +52,7 @@ class Context:
     roofline: Benchmark | None
     scaling: Benchmark | None
     peers: Peers | None
+    peer_seeds: Benchmark | None
     techniques: Techniques | None
     techniques_gpu: Techniques | None
 
@@ -93,6 +94,7 @@ def load_context(root: Path = ROOT) -> Context:
         roofline=read_benchmark(named, "roofline"),
         scaling=read_benchmark(named, "scaling"),
         peers=read_peers(named),
+        peer_seeds=read_benchmark(named, "peer_seeds"),
         techniques=read_techniques(named, "techniques"),
         techniques_gpu=read_techniques(named, "techniques_gpu"),
     )

@@ -157,6 +157,7 @@ DEFINITIONS = [
     "0의 한쪽",
     "1입니다",
     "2.5–97.5 %",
+    "0[.]05보다 작",
     "fp32",
     "bf16",
     "1이면",
@@ -421,6 +422,38 @@ def test_the_hash_of_every_named_file_is_its_own():
 # ---- views -----------------------------------------------------------------------------------
 
 
+def made_up_peers():
+    """A benchmark of other tools: of each job one of theirs and one of ours."""
+    jobs = {"study": "study", "ours_default": "study", "sklearn": "folds", "ours_probe": "folds"}
+    jobs |= {"vyntri": "split", "ours_probe_split": "split", "ours_same_views": "study"}
+    rows = [
+        {"system": system, "round": 0, "job": job, "seconds": 30.5, "seconds_total": 40.5}
+        | {"peak_memory_mb": 1500.0, "held_out_accuracy": 0.4}
+        for system, job in jobs.items()
+    ]
+    compared = [("study", "ours_default"), ("study", "ours_same_views"), ("sklearn", "ours_probe")]
+    compared += [("vyntri", "ours_probe_split")]
+    goals = [
+        {"name": f"{above} / {below}", "above": [above], "below": below, "ratio": {"value": 2.5}}
+        for above, below in compared
+    ]
+    facts = {"goals": goals, "settings": {}, "kinds": ["short"], "left_out": []}
+    record = BenchmarkRecord(
+        kind="peers",
+        data=(DataInfo(name="d", digest="digest"),),
+        weights=made_up_weights("resnet50"),
+        machine=MACHINE,
+        facts=facts,
+    )
+    return measured.Peers(record=record, rows=rows, path="result/peers.csv", ratios=("a / b: 2.5",))
+
+
+def with_peers(context):
+    """The same texts, with them."""
+    figures = context.figures | {"peers/img/peers": "img/peers.png"}
+    return replace(context, peers=made_up_peers(), figures=figures)
+
+
 def with_settings(context, **settings):
     """The same report, its runs made with other settings."""
     changed = {}
@@ -459,17 +492,14 @@ def study_head_with(both, settings):
 
 
 def test_what_was_measured_with_other_views_says_so(context, both_heads):
-    """Beside runs of 4 kept views, the study's head and a benchmark with 30 fresh ones."""
+    """Beside runs of 4 kept views, the study's head with 30 fresh ones."""
     fresh = Settings(views=30, rule="cycle")
-    roofline = context.roofline
     kept = replace(
         with_settings(context, views=4, rule="clean+cycle"),
         compared_faces=study_head_with(both_heads, fresh),
-        roofline=replace(roofline, record=replace(roofline.record, settings=fresh)),
     )
     report = report_of(kept)
     assert "연구의 헤드(뷰 30벌)로는 " in report and "| 연구의 헤드, 뷰 30벌 |" in report
-    assert "*연구의 나눔, 뷰 30벌." in report
     report = report_of(with_settings(kept, views=30, rule="cycle"))
     assert "연구의 헤드로는 " in report and "| 연구의 헤드 |" in report
 
@@ -481,18 +511,19 @@ KEPT = {"views": 4, "rule": "clean+cycle"}
 def measured_with(context, benchmark_schema, settings):
     """The same report, all that was measured beside the runs made with these settings."""
     changed = {}
-    for name in ("engine", "findings", "roofline", "scaling", "techniques"):
+    for name in ("engine", "findings", "scaling", "techniques"):
         found = getattr(context, name)
         record = replace(found.record, settings=Settings(**settings), schema=benchmark_schema)
         changed[name] = replace(found, record=record)
     told = {"ours_default": asdict(Settings(**settings))}
-    changed["peers"] = with_facts(context.peers, settings=told)
-    return replace(context, **changed)
+    told_of_peers = with_peers(context)
+    changed["peers"] = with_facts(told_of_peers.peers, settings=told)
+    return replace(told_of_peers, **changed)
 
 
 def bullets(context):
     """The lines of the README's results that tell of something beside the runs."""
-    starts = ("연구의 발견", "백본을 가장", "다른 도구")
+    starts = ("연구의 발견", "다른 도구")
     lines = [line for line in readme_of(context).splitlines() if line.startswith("- ")]
     return [line for start in starts for line in lines if line.startswith(f"- {start}")]
 
@@ -501,7 +532,7 @@ def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(conte
     """All of the README's bullets and of the table of growth; none of them where runs and the rest
     saw the same views."""
     beside = measured_with(with_settings(context, **KEPT), 2, FRESH)
-    assert len(bullets(beside)) == 3
+    assert len(bullets(beside)) == 2
     assert all("뷰 30벌" in line for line in bullets(beside))
     report = report_of(beside)
     for part in (
@@ -509,7 +540,6 @@ def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(conte
         "배가 들었습니다(뷰 30벌).",
         "조기 종료 없음, 뷰 30벌)",
         "기본값만큼(잴 때 뷰 30벌)",
-        "이 표의 초(뷰 30벌)에는",
         "| 에포크 (ResNet50 실행 전체, 뷰 30벌) |",
         "| 함께 학습하는 헤드 수 (특징은 주어짐, 뷰 30벌) |",
         "| 겹 × 시드 (특징은 주어짐, 뷰 30벌) |",
@@ -523,27 +553,32 @@ def test_every_bullet_and_part_says_with_which_other_views_it_was_measured(conte
 
 
 def test_what_an_older_record_does_not_say_of_its_views_is_known(context):
-    """Engine and scaling, before schema 2, and what the peers' own settings left out."""
+    """Engine and scaling, before schema 2; of the peers those of ours_default count."""
     for found in (context.engine, context.scaling):
         old = replace(found.record, schema=1, settings=None)
         assert replace(found, record=old).settings == Settings(**FRESH)
         new = replace(found.record, schema=2, settings=Settings(**KEPT))
         assert replace(found, record=new).settings == Settings(**KEPT)
-    told = asdict(Settings(**FRESH))
-    del told["rule"]
-    assert with_facts(context.peers, settings={"ours_default": told}).settings == Settings(**FRESH)
-    assert with_facts(context.peers, settings={}).settings is None
+    told = {"ours_default": asdict(Settings(**FRESH))}
+    peers = made_up_peers()
+    assert with_facts(peers, settings=told).settings == Settings(**FRESH)
+    assert with_facts(peers, settings={}).settings is None
 
 
-def test_the_rates_of_a_roofline_are_called_what_they_are(context):
-    """Of validation images before schema 2, since then of the clean view of all images."""
-    for schema, heading in (
-        (1, "| 학습 뷰, 초당 장 (설정) | 검증, 초당 장 (설정) |"),
-        (2, "| 무작위 뷰, 초당 장 (설정) | 모든 이미지의 깨끗한 뷰, 초당 장 (설정) |"),
-    ):
-        record = replace(context.roofline.record, schema=schema)
-        report = report_of(replace(context, roofline=replace(context.roofline, record=record)))
-        assert heading in report
+def test_a_goal_is_told_in_the_reports_words():
+    line = "best of a, b / ours: 20.10 (median of 3, 19.80 to 20.40); goal 15: met; moonshot 20: "
+    told = "가장 빠른 a, b / ours: 20.10 (바퀴 수 3, 19.80–20.40); 목표 15: 이룸; 큰 목표 20: "
+    assert measured.in_words(f"{line}missed") == f"{told}못 이룸"
+
+
+def test_every_system_and_seed_of_the_peers_has_its_row(context):
+    told = with_peers(context)
+    lines = report_of(told).splitlines()
+    for row in told.peers.rows:
+        shown = [line for line in lines if line.startswith(f"| {row['system']} | ")]
+        assert shown and ("%" in shown[0]) == (row["job"] != "study"), row["system"]
+    for row in context.peer_seeds.rows:
+        assert [line for line in lines if line.startswith(f"| {row['ours']} | {row['peer']} | ")]
 
 
 def test_views_that_passed_beforehand_are_named(context):
